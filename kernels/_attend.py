@@ -1,0 +1,336 @@
+"""The tile engine under every softmax attention of this package: one forward, one dq and one dk/dv Triton kernel.
+
+A program owns one tile of ``TH x TW`` positions of one head of one image (queries in :func:`attend_forward` and
+:func:`attend_backward_q`, keys in :func:`attend_backward_kv`) and walks the box of positions that the tile may see in
+chunks of ``CH x CW``. What an op adds are index maps, ``triton.jit`` functions passed as constexpr arguments and
+inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's constexpr parameters:
+
+``LOCATE(t, height, width, a_y, a_x, TH, TW, P) -> (i0, j0, n_i, n_j, g)``
+    the tile's first position and the length of the space it lives in (the map, a dilation group, a window);
+``PLACE(i, j, g) -> (y, x)``
+    the place in the map of a position of that space;
+``SPAN(i0, j0, n_i, n_j, TH, TW, P) -> (i_lo, i_hi, j_lo, j_hi)``
+    the half-open box of keys that the tile's queries see; ``SPAN_T`` the box of queries that see the tile's keys;
+``MASK(q_i, q_j, k_i, k_j, n_i, n_j, P) -> bool``
+    which pairs attend, broadcasting its arguments;
+``BIAS(head, q_i, q_j, k_i, k_j, P) -> offset``
+    where a pair's additive bias lies.
+
+Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
+Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Every sum is float32; no atomics.
+"""
+
+import triton
+import triton.language as tl
+
+MASKED = tl.constexpr(float("-inf"))
+LOWEST = tl.constexpr(-1e30)  # a finite start of the running maximum: a chunk without any valid key stays NaN-free
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr):
+    """Pointers to and validity of the rows of D elements at (y, x): two [N, BD] blocks."""
+    o_d = tl.arange(0, BD)
+    ptr = p + (y.to(tl.int64) * s_y + x.to(tl.int64) * s_x)[:, None] + o_d[None, :]
+    mask = ok[:, None]
+    if BD != D:
+        mask = mask & (o_d < D)[None, :]
+    return ptr, mask
+
+
+@triton.jit
+def load_rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
+    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
+    b = tl.load(ptr, mask=mask, other=0.0)
+    if UPCAST:  # Triton's interpreter multiplies bfloat16 blocks wrongly
+        b = b.to(tl.float32)
+    return b
+
+
+@triton.jit
+def store_rows(p, s_y, s_x, y, x, ok, b, D: tl.constexpr, BD: tl.constexpr):
+    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
+    tl.store(ptr, b.to(p.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _exp2(x, FTZ: tl.constexpr):
+    if FTZ:  # one instruction; tl.exp2 spends three more on denormals, which a probability does not need
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.exp2(x)
+
+
+@triton.jit
+def _program(tiles, heads):
+    """Head varies fastest: neighbouring programs share the cache lines of a token's heads."""
+    pid = tl.program_id(0)
+    head = pid % heads
+    rest = pid // heads
+    return head, rest % tiles, (rest // tiles).to(tl.int64)
+
+
+@triton.jit
+def _scores(b_q, b_k, scale, p_bias, head, q_i, q_j, k_i, k_j, n_i, n_j, MASK: tl.constexpr, BIAS: tl.constexpr,
+            P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Masked scores in base 2 [M, N]; without a bias still unscaled, so that the scale folds into the exponent."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
+    if HAS_BIAS:
+        b_bias = tl.load(p_bias + BIAS(head, q_i, q_j, k_i, k_j, P), mask=ok, other=0.0).to(tl.float32)
+        b_s = b_s * scale + b_bias * LOG2E
+    return tl.where(ok, b_s, MASKED)
+
+
+@triton.jit
+def attend_forward(
+    p_q, p_k, p_v, p_bias, p_out, p_lse,
+    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
+    height, width, heads, tiles, a_y, a_x, scale,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
+    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr, ONE_COLUMN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+):  # fmt: skip
+    """out = softmax(scale q k^T + bias) v and the log2-sum-exp of a tile of queries. Strides count ALIGN elements."""
+    head, t, b = _program(tiles, heads)
+    i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
+    if (i0 >= n_i) | (j0 >= n_j):
+        return
+    p_q += (b * q_b + head * q_h) * ALIGN
+    p_k += (b * k_b + head * k_h) * ALIGN
+    p_v += (b * v_b + head * v_h) * ALIGN
+    o_m = tl.arange(0, TH * TW)
+    o_n = tl.arange(0, CH * CW)
+    q_i = i0 + o_m // TW
+    q_j = j0 + o_m % TW
+    m_q = (q_i < n_i) & (q_j < n_j)
+    y, x = PLACE(q_i, q_j, g)
+    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)  # [BM, BD]
+    b_m = tl.full([TH * TW], LOWEST, tl.float32)
+    b_l = tl.zeros([TH * TW], tl.float32)
+    b_o = tl.zeros([TH * TW, BDV], tl.float32)
+
+    i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, TH, TW, P)
+    columns = 1 if ONE_COLUMN else tl.cdiv(j_hi - j_lo, CW)
+    for c in range(0, tl.cdiv(i_hi - i_lo, CH) * columns):
+        k_i = i_lo + (c // columns) * CH + o_n // CW
+        k_j = j_lo + (c % columns) * CW + o_n % CW
+        m_k = (k_i < i_hi) & (k_j < j_hi)
+        ky, kx = PLACE(k_i, k_j, g)
+        b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
+        b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
+        b_s = _scores(b_q, b_k, scale, p_bias, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
+                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip  # [BM, BN]
+        if HAS_BIAS:
+            b_m_new = tl.maximum(b_m, tl.max(b_s, 1))
+            b_p = _exp2(b_s - b_m_new[:, None], FTZ)
+        else:
+            b_m_new = tl.maximum(b_m, tl.max(b_s, 1) * scale)
+            b_p = _exp2(b_s * scale - b_m_new[:, None], FTZ)
+        alpha = _exp2(b_m - b_m_new, FTZ)
+        b_l = b_l * alpha + tl.sum(b_p, 1)
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * alpha[:, None], input_precision=PRECISION)
+        b_m = b_m_new
+
+    b_l = tl.where(m_q, b_l, 1.0)
+    o_x = heads * DV
+    p_out += b * height * width * o_x + head * DV
+    store_rows(p_out, width.to(tl.int64) * o_x, o_x, y, x, m_q, b_o / b_l[:, None], DV, BDV)
+    p_lse += (b * heads + head) * height * width
+    tl.store(p_lse + y.to(tl.int64) * width + x, b_m + tl.log2(b_l), mask=m_q)
+
+
+@triton.jit
+def attend_backward_q(
+    p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_delta, p_dq,
+    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h,
+    height, width, heads, tiles, a_y, a_x, scale, factor,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
+    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr, ONE_COLUMN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+):  # fmt: skip
+    """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards."""
+    head, t, b = _program(tiles, heads)
+    i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
+    if (i0 >= n_i) | (j0 >= n_j):
+        return
+    p_q += (b * q_b + head * q_h) * ALIGN
+    p_k += (b * k_b + head * k_h) * ALIGN
+    p_v += (b * v_b + head * v_h) * ALIGN
+    p_dq += (b * d_b + head * d_h) * ALIGN
+    o_x = heads * DV
+    o_y = width.to(tl.int64) * o_x
+    p_out += b * height * width * o_x + head * DV
+    p_grad += b * height * width * o_x + head * DV
+    o_row = (b * heads + head) * height * width
+    o_m = tl.arange(0, TH * TW)
+    o_n = tl.arange(0, CH * CW)
+    q_i = i0 + o_m // TW
+    q_j = j0 + o_m % TW
+    m_q = (q_i < n_i) & (q_j < n_j)
+    y, x = PLACE(q_i, q_j, g)
+    o_row += y.to(tl.int64) * width + x
+    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)  # [BM, BD]
+    b_g = load_rows(p_grad, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)  # [BM, BDV]
+    b_out = load_rows(p_out, o_y, o_x, y, x, m_q, DV, BDV, False)
+    b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
+    tl.store(p_delta + o_row, b_delta, mask=m_q)
+    b_lse = tl.load(p_lse + o_row, mask=m_q, other=float("inf"))
+    b_dq = tl.zeros([TH * TW, BD], tl.float32)
+
+    i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, TH, TW, P)
+    columns = 1 if ONE_COLUMN else tl.cdiv(j_hi - j_lo, CW)
+    for c in range(0, tl.cdiv(i_hi - i_lo, CH) * columns):
+        k_i = i_lo + (c // columns) * CH + o_n // CW
+        k_j = j_lo + (c % columns) * CW + o_n % CW
+        m_k = (k_i < i_hi) & (k_j < j_hi)
+        ky, kx = PLACE(k_i, k_j, g)
+        b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
+        b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
+        b_s = _scores(b_q, b_k, scale, p_bias, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
+                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip
+        if not HAS_BIAS:
+            b_s = b_s * scale
+        b_p = _exp2(b_s - b_lse[:, None], FTZ)
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+        b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
+        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+
+    store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * factor, D, BD)
+
+
+@triton.jit
+def attend_backward_kv(
+    p_q, p_k, p_v, p_bias, p_grad, p_lse, p_delta, p_dk, p_dv,
+    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
+    height, width, heads, tiles, a_y, a_x, scale, factor,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN_T: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
+    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr, ONE_COLUMN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of a tile of keys: walks the queries that see it (the inverse neighborhood), so nothing is scattered."""
+    head, t, b = _program(tiles, heads)
+    i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
+    if (i0 >= n_i) | (j0 >= n_j):
+        return
+    p_q += (b * q_b + head * q_h) * ALIGN
+    p_k += (b * k_b + head * k_h) * ALIGN
+    p_v += (b * v_b + head * v_h) * ALIGN
+    p_dk += (b * d_b + head * d_h) * ALIGN
+    p_dv += (b * e_b + head * e_h) * ALIGN
+    o_x = heads * DV
+    o_y = width.to(tl.int64) * o_x
+    p_grad += b * height * width * o_x + head * DV
+    o_row = (b * heads + head) * height * width
+    o_m = tl.arange(0, TH * TW)
+    o_n = tl.arange(0, CH * CW)
+    k_i = i0 + o_m // TW
+    k_j = j0 + o_m % TW
+    m_k = (k_i < n_i) & (k_j < n_j)
+    y, x = PLACE(k_i, k_j, g)
+    b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, y, x, m_k, D, BD, UPCAST)  # [BM, BD]
+    b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, y, x, m_k, DV, BDV, UPCAST)  # [BM, BDV]
+    b_dk = tl.zeros([TH * TW, BD], tl.float32)
+    b_dv = tl.zeros([TH * TW, BDV], tl.float32)
+
+    i_lo, i_hi, j_lo, j_hi = SPAN_T(i0, j0, n_i, n_j, TH, TW, P)
+    columns = 1 if ONE_COLUMN else tl.cdiv(j_hi - j_lo, CW)
+    for c in range(0, tl.cdiv(i_hi - i_lo, CH) * columns):
+        q_i = i_lo + (c // columns) * CH + o_n // CW
+        q_j = j_lo + (c % columns) * CW + o_n % CW
+        m_q = (q_i < i_hi) & (q_j < j_hi)
+        qy, qx = PLACE(q_i, q_j, g)
+        o_q = o_row + qy.to(tl.int64) * width + qx
+        b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, qy, qx, m_q, D, BD, UPCAST)  # [BN, BD]
+        b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
+        b_lse = tl.load(p_lse + o_q, mask=m_q, other=float("inf"))
+        b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
+        b_s = _scores(b_k, b_q, scale, p_bias, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None], n_i, n_j,
+                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip  # [keys BM, queries BN]
+        if not HAS_BIAS:
+            b_s = b_s * scale
+        b_p = _exp2(b_s - b_lse[None, :], FTZ)
+        b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
+        b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)
+        b_ds = b_p * (b_dp - b_delta[None, :])
+        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+
+    store_rows(p_dk, d_y * ALIGN, d_x * ALIGN, y, x, m_k, b_dk * factor, D, BD)
+    store_rows(p_dv, e_y * ALIGN, e_x * ALIGN, y, x, m_k, b_dv, DV, BDV)
+
+
+@triton.jit
+def attend_backward_closed(
+    p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_dq, p_dk, p_dv, p_dbias,
+    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
+    c_b, c_y, c_x, c_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
+    height, width, heads, tiles, windows, a_y, a_x, scale, factor,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
+    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+):  # fmt: skip
+    """All gradients where one tile is the whole space (queries and keys are the same positions).
+
+    Persistent: program (slice, head) walks every ``slices``-th window and keeps the sum of dS in registers, so the
+    gradient of the bias costs one addition a pair and one [TH*TW, TH*TW] block a program.
+    """
+    head = tl.program_id(0) % heads
+    first = tl.program_id(0) // heads
+    slices = tl.num_programs(0) // heads
+    o_m = tl.arange(0, TH * TW)
+    o_x = heads * DV
+    o_y = width.to(tl.int64) * o_x
+    b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
+    for w in range(first, windows, slices):
+        i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
+        b = (w // tiles).to(tl.int64)
+        i = i0 + o_m // TW
+        j = j0 + o_m % TW
+        ok = (i < n_i) & (j < n_j)
+        y, x = PLACE(i, j, g)
+        o_image = b * height * width * o_x + head * DV
+        o_row = (b * heads + head) * height * width + y.to(tl.int64) * width + x
+        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, ok, D, BD, UPCAST)
+        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
+        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
+        b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, ok, DV, BDV, UPCAST)
+        b_out = load_rows(p_out + o_image, o_y, o_x, y, x, ok, DV, BDV, False)
+        b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)
+        b_lse = tl.load(p_lse + o_row, mask=ok, other=float("inf"))
+        b_s = _scores(b_q, b_k, scale, p_bias, head, i[:, None], j[:, None], i[None, :], j[None, :], n_i, n_j,
+                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip
+        if not HAS_BIAS:
+            b_s = b_s * scale
+        b_p = _exp2(b_s - b_lse[:, None], FTZ)  # [BM, BM]
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+        b_ds = b_p * (b_dp - b_delta[:, None])
+        if BIAS_GRAD:
+            b_dbias += b_ds
+        b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, input_precision=PRECISION)
+        b_ds = b_ds.to(b_q.dtype)
+        b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION)
+        b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
+        store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, ok, b_dv, DV, BDV)
+        store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, ok, b_dk * factor, D, BD)
+        store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, ok, b_dq * factor, D, BD)
+    if BIAS_GRAD:
+        p_dbias += tl.program_id(0).to(tl.int64) * (TH * TW * TH * TW)
+        tl.store(p_dbias + o_m[:, None] * (TH * TW) + o_m[None, :], b_dbias)
+
+
+@triton.jit
+def fold_bias(p_sum, p_index, p_dbias, cells, count, depth, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+    """dbias[h, d] = sum over m of sum[h, index[d, m]] (index < 0: nothing), in a fixed order."""
+    head = tl.program_id(1).to(tl.int64)
+    o_d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b_total = tl.zeros([BLOCK], tl.float32)
+    for m in range(0, depth, DEPTH):
+        o_m = m + tl.arange(0, DEPTH)
+        ok = (o_d < count)[:, None] & (o_m < depth)[None, :]
+        b_index = tl.load(p_index + o_d[:, None].to(tl.int64) * depth + o_m[None, :], mask=ok, other=-1)
+        b_total += tl.sum(tl.load(p_sum + head * cells + b_index, mask=b_index >= 0, other=0.0), 1)
+    tl.store(p_dbias + head * count + o_d, b_total, mask=o_d < count)

@@ -1,0 +1,48 @@
+"""What a neighborhood is: its kernel, dilation and stride per axis, and the maps it fits on."""
+
+from typing import NamedTuple
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair):
+        raise TypeError(f"{name} must be an int or a pair of ints (rows, columns), got {value!r}")
+    return pair
+
+
+class Geometry(NamedTuple):
+    """Per-axis (rows, columns) kernel, dilation and stride of a neighborhood."""
+
+    kernel: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+
+    def check_map(self, height: int, width: int) -> None:
+        """Raises ValueError unless kernel * dilation fits on a ``height x width`` map."""
+        for axis, n, k, d in zip(("height", "width"), (height, width), self.kernel, self.dilation, strict=True):
+            if n // d < k:
+                raise ValueError(
+                    f"kernel_size * dilation must not exceed the map: {k} * {d} = {k * d} > {n} ({axis}); "
+                    "pad the map or use a smaller kernel_size or dilation"
+                )
+
+    def is_closed(self, height: int, width: int) -> bool:
+        """Whether every dilation group is exactly one kernel: all its positions attend to all of them."""
+        return (height, width) == (self.kernel[0] * self.dilation[0], self.kernel[1] * self.dilation[1])
+
+
+def make_geometry(
+    kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1, stride: int | tuple[int, int] = 1
+) -> Geometry:
+    """A validated :class:`Geometry` from scalars or (rows, columns) pairs.
+
+    Raises TypeError for anything else and ValueError for a kernel or dilation below 1 or a stride outside 1..kernel.
+    """
+    geometry = Geometry(_pair("kernel_size", kernel_size), _pair("dilation", dilation), _pair("stride", stride))
+    if min(geometry.kernel) < 1:
+        raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+    if min(geometry.dilation) < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    if any(not 1 <= s <= k for s, k in zip(geometry.stride, geometry.kernel, strict=True)):
+        raise ValueError(f"stride must lie between 1 and kernel_size per axis, got {stride} for kernel_size {kernel_size}")
+    return geometry

@@ -1,0 +1,87 @@
+"""Index maps of neighborhood attention for the tile engine (``kernels/_attend.py`` says what each one answers).
+
+The space of a tile is one dilation group: the positions ``g + dilation * i``. ``P`` is (kernel rows, kernel columns,
+stride rows, stride columns).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def window_start(i, n, K: tl.constexpr, S: tl.constexpr):
+    """First key of the window of query i in a group of n: the window of its leader, shifted inside at the borders."""
+    if S > 1:
+        i = tl.minimum((i // S) * S + S // 2, n - 1)
+    return tl.minimum(tl.maximum(i - K // 2, 0), n - K)
+
+
+@triton.jit
+def _last_reader(k, n, K: tl.constexpr, S: tl.constexpr):
+    """Last query whose window starts at or before key k."""
+    inside = ((k + K // 2 - S // 2) // S) * S + S - 1
+    return tl.where(k >= n - K, n - 1, tl.minimum(inside, n - 1))
+
+
+@triton.jit
+def _first_reader(k, n, K: tl.constexpr, S: tl.constexpr):
+    """First query whose window ends at or after key k."""
+    leader = k - K + 1 + K // 2
+    inside = ((tl.maximum(leader - S // 2, 0) + S - 1) // S) * S
+    return tl.where(k < K, 0, tl.minimum(inside, n - 1))
+
+
+@triton.jit
+def locate(t, height, width, dil_y, dil_x, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
+    per_y = tl.cdiv(tl.cdiv(height, dil_y), TH)
+    per_x = tl.cdiv(tl.cdiv(width, dil_x), TW)
+    t_x = t % (per_x * dil_x)
+    t_y = t // (per_x * dil_x)
+    g_y = t_y // per_y
+    g_x = t_x // per_x
+    n_i = (height - g_y + dil_y - 1) // dil_y
+    n_j = (width - g_x + dil_x - 1) // dil_x
+    return (t_y % per_y) * TH, (t_x % per_x) * TW, n_i, n_j, (g_y, g_x, dil_y, dil_x)
+
+
+@triton.jit
+def place(i, j, g):
+    return g[0] + i * g[2], g[1] + j * g[3]
+
+
+@triton.jit
+def key_span(i0, j0, n_i, n_j, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
+    i_hi = window_start(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2]) + P[0]
+    j_hi = window_start(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3]) + P[1]
+    return window_start(i0, n_i, P[0], P[2]), i_hi, window_start(j0, n_j, P[1], P[3]), j_hi
+
+
+@triton.jit
+def query_span(i0, j0, n_i, n_j, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
+    i_hi = _last_reader(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2]) + 1
+    j_hi = _last_reader(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3]) + 1
+    return _first_reader(i0, n_i, P[0], P[2]), i_hi, _first_reader(j0, n_j, P[1], P[3]), j_hi
+
+
+@triton.jit
+def _within(k, start, K: tl.constexpr):
+    # one unsigned comparison serves both ends of the window
+    return (k - start).to(tl.uint32, bitcast=True) < K
+
+
+@triton.jit
+def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
+    rows = _within(k_i, window_start(q_i, n_i, P[0], P[2]), P[0])
+    return rows & _within(k_j, window_start(q_j, n_j, P[1], P[3]), P[1])
+
+
+@triton.jit
+def everything(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
+    """The closed case, kernel = group: only the tile's padding is masked."""
+    return ((k_i < n_i) & (k_j < n_j)) & (q_i == q_i)
+
+
+@triton.jit
+def table_offset(head, q_i, q_j, k_i, k_j, P: tl.constexpr):
+    """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1]: key minus query."""
+    return (head * (2 * P[0] - 1) + k_i - q_i + P[0] - 1) * (2 * P[1] - 1) + k_j - q_j + P[1] - 1

@@ -1,0 +1,130 @@
+"""Neighborhood attention in plain PyTorch: the definition, and what runs on a CPU, under ONNX and in a double backward.
+
+An axis of `n` positions with dilation `d` falls into `d` groups, position `p` being number `p // d` of group `p % d`.
+Attention stays inside a group. A group of `L` numbers has windows of `k` consecutive numbers: with stride `s` query `i`
+takes the window of its leader `min(i // s * s + s // 2, L - 1)`, centred on the leader and shifted inwards at the ends.
+On a map the rows' windows and the columns' windows multiply to rectangles. See README.md for the maths.
+
+A gather per query would be slow, and a mask over the whole map quadratic. So queries are cut into tiles, the keys that
+any query of a tile sees are a box only `k - s` wider than the tile, and a tile attends to its box under a mask: plain
+batched matrix products, linear in H * W. A small map is one tile and its own box, and nothing is gathered at all.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry
+
+
+class AxisTiles(NamedTuple):
+    """How one axis is cut: N tiles of T queries, each with a box of X keys. Positions count along the map's axis."""
+
+    queries: Tensor | None   # [N, T] positions of the queries; None: the axis in order is the tiles in order
+    keys: Tensor | None      # [N, X] positions of the keys;    None: likewise
+    inverse: Tensor | None   # [n] where in the flattened [N * T] each position is;  None: likewise
+    mask: Tensor             # [N, T, X] the query sees the key
+    relative: Tensor         # [N, T, X] key minus query, in numbers of the group, plus k - 1: the table's index
+    dilation: int
+
+
+def tile_size(n: int, k: int, d: int, s: int) -> int | None:
+    """Queries a tile takes along an axis; None for "one tile a group", where the groups are small.
+
+    About half a window: larger tiles look at more keys in vain, smaller ones gather more of them. A multiple of the
+    stride, so that no group of queries that share a window is cut. An `n` only known at run time never becomes one tile.
+    """
+    if isinstance(n, int) and -(-n // d) <= max(16, 2 * k):
+        return None
+    return s * max(1, round(max(8, k // 2) / s))
+
+
+def axis_tiles(n: int, k: int, d: int, s: int, tile: int | None, device: torch.device) -> AxisTiles:
+    """Cut an axis of `n` positions into tiles of `tile` queries (None: one tile a group). All by arithmetic on aranges."""
+    longest = (n + d - 1) // d                              # the longest group's length; others may be one shorter
+    if tile is None:
+        tile, box, count = longest, longest, 1
+    else:
+        box, count = tile - s + k, (longest + tile - 1) // tile
+    group = torch.arange(d, device=device).view(d, 1, 1)
+    length = (n - group + d - 1) // d                       # [d, 1, 1]
+    first = tile * torch.arange(count, device=device).view(1, count, 1)
+    query = first + torch.arange(tile, device=device)       # [d, count, T]
+    query = torch.minimum(query, length - 1)                # past the group's end: its last query again, dropped later
+    leader = torch.minimum(query // s * s + s // 2, length - 1)
+    start = torch.minimum((leader - k // 2).clamp(min=0), length - k)
+    key = start[..., :1] + torch.arange(box, device=device)  # [d, count, X]; the first query's window starts first
+    start, seen = start.unsqueeze(-1), key.unsqueeze(-2)    # [d, count, T, 1], [d, count, 1, X]
+    mask = (seen >= start) & (seen < start + k)
+    relative = (seen - query.unsqueeze(-1) + (k - 1)).clamp(0, 2 * k - 2)
+    queries = keys = inverse = None
+    if not (isinstance(n, int) and count == 1 and n % d == 0):   # else a reshape does it
+        position = torch.arange(n, device=device)
+        queries = (query * d + group).flatten(0, 1)
+        keys = (key * d + group).clamp(max=n - 1).flatten(0, 1)
+        inverse = position % d * (count * tile) + position // d
+    return AxisTiles(queries, keys, inverse, mask.flatten(0, 1), relative.flatten(0, 1), d)
+
+
+def _cut(x: Tensor, dim: int, positions: Tensor | None, dilation: int) -> Tensor:
+    """Replace axis `dim` by two: tiles, and positions within the tile."""
+    if positions is None:
+        return x.unflatten(dim, (-1, dilation)).transpose(dim, dim + 1)
+    return x.index_select(dim, positions.flatten()).unflatten(dim, positions.shape)
+
+
+def _join(x: Tensor, dim: int, axis: AxisTiles) -> Tensor:
+    """Undo `_cut` for queries."""
+    if axis.inverse is None:
+        return x.transpose(dim, dim + 1).flatten(dim, dim + 1)
+    return x.flatten(dim, dim + 1).index_select(dim, axis.inverse)
+
+
+def _pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """[M, S, Y] and [N, T, X] viewed as [M, 1, S, 1, Y, 1] and [1, N, 1, T, 1, X]: they broadcast to every pair of a tile."""
+    return rows[:, None, :, None, :, None], columns[None, :, None, :, None, :]
+
+
+def _logit_offsets(bias: Tensor | None, rows: AxisTiles, columns: AxisTiles, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits: the relative bias, and minus infinity where a query does not see a key.
+
+    Returns [heads or 1, M, N, S * T, Y * X] for M x N tiles of S x T queries and boxes of Y x X keys.
+    """
+    seen_y, seen_x = _pairs(rows.mask, columns.mask)
+    hidden = ~(seen_y & seen_x)                                                       # [M, N, S, T, Y, X]
+    if bias is None:
+        table = torch.zeros((), dtype=dtype, device=hidden.device).expand(1, *hidden.shape)
+    else:
+        y, x = rows.relative, columns.relative
+        table = bias.to(dtype).index_select(1, y.flatten()).index_select(2, x.flatten())
+        table = table.unflatten(2, x.shape).unflatten(1, y.shape)                     # [heads, M, S, Y, N, T, X]
+        table = table.permute(0, 1, 4, 2, 5, 3, 6)                                    # [heads, M, N, S, T, Y, X]
+    return table.masked_fill(hidden, float("-inf")).flatten(5, 6).flatten(3, 4)
+
+
+def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry,
+                           scale: float) -> Tensor:
+    """Neighborhood attention of `q`, `k` [B, H, W, heads, D] and `v` [B, H, W, heads, Dv]: [B, H, W, heads, Dv].
+
+    `bias`: [heads, 2 * kernel_h - 1, 2 * kernel_w - 1] or None. Differentiable any number of times. Computes in
+    float32, or float64 for float64 inputs, and returns q's dtype. Arguments must have been checked.
+    """
+    height, width = q.shape[1:3]
+    dtype, compute = q.dtype, torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows, columns = (
+        axis_tiles(n, kernel, d, s, tile_size(n, kernel, d, s), q.device)
+        for n, kernel, d, s in zip((height, width), geometry.kernel, geometry.dilation, geometry.stride))
+
+    def tiles(x: Tensor, y_positions: Tensor | None, x_positions: Tensor | None) -> Tensor:
+        x = _cut(_cut(x.to(compute), 2, x_positions, columns.dilation), 1, y_positions, rows.dilation)
+        x = x.permute(0, 5, 1, 3, 2, 4, 6)                                            # [B, heads, M, N, S, T, D]
+        return x.flatten(4, 5)                                                        # [B, heads, M, N, S * T, D]
+
+    queries = tiles(q * scale if compute == dtype else q.to(compute) * scale, rows.queries, columns.queries)
+    keys, values = tiles(k, rows.keys, columns.keys), tiles(v, rows.keys, columns.keys)
+    logits = queries @ keys.transpose(-1, -2)                                         # [B, heads, M, N, S * T, Y * X]
+    logits = logits + _logit_offsets(bias, rows, columns, compute)
+    out = logits.softmax(-1) @ values                                                 # [B, heads, M, N, S * T, Dv]
+    out = out.unflatten(4, (rows.mask.shape[1], columns.mask.shape[1]))               # [B, heads, M, N, S, T, Dv]
+    out = out.permute(0, 2, 4, 3, 5, 1, 6)                                            # [B, M, S, N, T, heads, Dv]
+    return _join(_join(out, 3, columns), 1, rows).to(dtype).contiguous()
