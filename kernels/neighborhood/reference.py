@@ -58,7 +58,7 @@ def axis_tiles(n: int, k: int, d: int, s: int, tile: int | None, device: torch.d
     mask = (seen >= start) & (seen < start + k)
     relative = (seen - query.unsqueeze(-1) + (k - 1)).clamp(0, 2 * k - 2)
     queries = keys = inverse = None
-    if not (isinstance(n, int) and count == 1 and n % d == 0):   # else a reshape does it
+    if tile is not None or n % d:                           # else a reshape does it
         position = torch.arange(n, device=device)
         queries = (query * d + group).flatten(0, 1)
         keys = (key * d + group).clamp(max=n - 1).flatten(0, 1)
