@@ -1,0 +1,15 @@
+"""visionattn: hierarchical vision backbones on one small set of fused 2-D attention kernels.
+
+Importing the package registers every backbone with timm::
+
+    import timm, visionattn
+    model = timm.create_model("gna_tiny", num_classes=1000)
+
+Nothing is fetched and no kernel is compiled at import.
+"""
+
+__version__ = "0.1.0"
+
+from visionattn import models
+
+__all__ = ["__version__", "models"]

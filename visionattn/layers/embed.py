@@ -1,0 +1,80 @@
+"""Overlapping convolutional stem and downsampler.
+
+Both take and give the layout that a :class:`~visionattn.models.pyramid.Pyramid` passes at that place: the stem turns an
+image into an NCHW view of a channels-last map, the downsampler stays inside a stage and works on [B, H, W, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+_CONV_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}
+
+
+class ConvStem(nn.Module):
+    """Two 3x3 convolutions and a LayerNorm, without an activation between them (NAT, arXiv 2204.07143).
+
+    Args:
+        in_chans: channels of the image.
+        dim: channels of the first map; the first convolution gives half of them.
+        stride: pixels of the image per token of the map: 4 (both convolutions have stride 2), 2 (only the first, so
+            that the costly second one works on the small map) or 1 (none).
+        norm_layer: normalisation over the last axis.
+
+    Shapes: image [B, in_chans, H, W] -> [B, dim, ceil(H / stride), ceil(W / stride)], channels-last in memory.
+
+    Raises:
+        ValueError: for another stride.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        stride: int = 4,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if stride not in _CONV_STRIDES:
+            raise ValueError(f"stem_stride must be one of {sorted(_CONV_STRIDES)}, got {stride!r}")
+        dd = {"device": device, "dtype": dtype}
+        first, second = _CONV_STRIDES[stride]
+        self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=first, padding=1, **dd)
+        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=second, padding=1, **dd)
+        self.norm = norm_layer(dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # channels-last from the first convolution on, so that every change of layout behind it is a free view
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.conv2(self.conv1(x))
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvDownsample(nn.Module):
+    """A 3x3 convolution without bias and a LayerNorm (NAT, arXiv 2204.07143).
+
+    Shapes: [B, H, W, in_dim] -> [B, ceil(H / stride), ceil(W / stride), dim].
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        stride: int = 2,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1, bias=False, **dd)
+        self.norm = norm_layer(dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x.permute(0, 3, 1, 2))
+        return self.norm(x.permute(0, 2, 3, 1))

@@ -1,0 +1,142 @@
+"""Neighborhood attention as a layer: projections, relative bias, and what happens on maps smaller than the window."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from timm.layers import register_notrace_module, to_2tuple, trunc_normal_
+from torch import nn
+
+from visionattn.kernels import neighborhood_attention_packed
+from visionattn.kernels.neighborhood import reference
+
+_warned_attn_drop = False
+
+
+def clamp_neighborhood(size: int, kernel: int, dilation: int, stride: int) -> tuple[int, int, int]:
+    """Fits one axis of a neighborhood to a map of ``size`` positions.
+
+    The kernel is cut to the map, then the dilation to ``size // kernel`` (the largest with which every dilation group
+    still holds a whole window), and the stride to the kernel. On large enough maps nothing changes.
+    """
+    # Compared, not min(): a comparison that the range of a symbolic size decides leaves no trace in an exported graph.
+    if size < kernel:
+        kernel = size
+    if size < kernel * dilation:
+        dilation = size // kernel
+    return kernel, dilation, min(stride, kernel)
+
+
+@register_notrace_module  # the clamping branches on sizes
+class NeighborhoodAttention(nn.Module):
+    """Multi-head neighborhood attention over a map, dilated and strided (NAT, arXiv 2204.07143; DiNAT, arXiv
+    2209.15001; generalized neighborhood attention, arXiv 2504.16922).
+
+    Every query attends to ``kernel_size`` positions of its own dilation group, in a window that is shifted inwards at
+    the borders, so that each query sees equally many keys. With stride s the s neighbouring queries of a group share
+    the window of their leader.
+
+    The map may have any size: kernel, dilation and stride are fitted to it per axis (:func:`clamp_neighborhood`), and
+    a cut kernel uses the centre of the relative table.
+
+    Args:
+        dim: channels of the map, a multiple of ``num_heads``.
+        num_heads: attention heads.
+        kernel_size, dilation, stride: an int or an (h, w) pair, positive; stride at most the kernel.
+        qkv_bias: bias of the projection to queries, keys and values.
+        rel_bias: whether there is a learned table of relative positions ``rpb``
+            [num_heads, 2 * kernel_h - 1, 2 * kernel_w - 1], indexed by key minus query in units of the dilation.
+        attn_drop: dropout of attention probabilities in training. No fused kernel does this: with a rate above 0,
+            training runs the plain PyTorch definition, and construction warns once.
+        proj_drop: dropout after the output projection.
+
+    Shapes: [B, H, W, dim] -> [B, H, W, dim].
+
+    Raises:
+        ValueError: at construction, where ``dim`` is no multiple of ``num_heads`` or a size is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int | tuple[int, int] = 7,
+        dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1,
+        qkv_bias: bool = True,
+        rel_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, got dim {dim} and num_heads {num_heads}")
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.kernel_size = to_2tuple(kernel_size)
+        self.dilation = to_2tuple(dilation)
+        self.stride = to_2tuple(stride)
+        for name in ("kernel_size", "dilation", "stride"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if any(s > k for s, k in zip(self.stride, self.kernel_size)):
+            raise ValueError(f"stride must be at most kernel_size {self.kernel_size}, got {self.stride}")
+
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        kernel_h, kernel_w = self.kernel_size
+        table = torch.empty(num_heads, 2 * kernel_h - 1, 2 * kernel_w - 1, **dd) if rel_bias else None
+        self.rpb = nn.Parameter(table) if rel_bias else None
+        self.attn_drop = attn_drop
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        if attn_drop > 0:
+            _warn_attn_drop(attn_drop)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the relative table anew; the projections belong to themselves."""
+        if self.rpb is not None:
+            trunc_normal_(self.rpb, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that a decaying optimiser should leave alone: the table is a set of biases."""
+        return set() if self.rpb is None else {"rpb"}
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, kernel={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fitted = [
+            clamp_neighborhood(*axis) for axis in zip(x.shape[1:3], self.kernel_size, self.dilation, self.stride)
+        ]
+        kernel, dilation, stride = zip(*fitted)
+        bias = self._table(kernel)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        if self.training and self.attn_drop > 0:
+            q, k, v = qkv.unbind(3)
+            x = reference.neighborhood_attention(q, k, v, kernel, dilation, stride, bias, attn_drop=self.attn_drop)
+        else:
+            x = neighborhood_attention_packed(qkv, kernel, dilation, stride, bias)
+        return self.proj_drop(self.proj(x.flatten(-2)))
+
+    def _table(self, kernel: tuple[int, int]) -> torch.Tensor | None:
+        """The relative table, or its centre [num_heads, 2 * kernel_h - 1, 2 * kernel_w - 1] for a cut kernel."""
+        if self.rpb is None or kernel == self.kernel_size:
+            return self.rpb
+        (cut_h, cut_w), (full_h, full_w) = kernel, self.kernel_size
+        return self.rpb[:, full_h - cut_h : full_h + cut_h - 1, full_w - cut_w : full_w + cut_w - 1]
+
+
+def _warn_attn_drop(rate: float) -> None:
+    global _warned_attn_drop
+    if not _warned_attn_drop:
+        _warned_attn_drop = True
+        warnings.warn(
+            f"attn_drop={rate}: no fused kernel drops attention probabilities, so training runs the plain PyTorch "
+            "definition of neighborhood attention, which is much slower on a GPU. attn_drop=0 gives the fused kernels.",
+            stacklevel=3,
+        )
