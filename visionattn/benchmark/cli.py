@@ -1,0 +1,195 @@
+"""``visionattn benchmark``: measures kernels and models on this machine, and draws what was measured."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from visionattn.training.errors import UserError
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line and leaves with exit code 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _positive(kind: type):
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not value > 0:
+            allowed = "a positive whole number" if kind is int else "a positive number"
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}")
+        return value
+
+    return convert
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .cases import GROUPS
+
+    parser = _Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="kernels|models|plot", parser_class=_Parser)
+
+    kernels = commands.add_parser("kernels", help="the kernels beside NATTEN, SDPA and the hardware's floor")
+    kernels.add_argument(
+        "--op", choices=("neighborhood",), default="neighborhood", help="which op (default: %(default)s)"
+    )
+    kernels.add_argument("--rows", choices=tuple(GROUPS), default="all", help="which shapes (default: %(default)s)")
+    kernels.add_argument(
+        "--time-budget",
+        type=_positive(float),
+        default=600.0,
+        metavar="SECONDS",
+        help="leave out what would start later than this (default: %(default)s)",
+    )
+    kernels.add_argument(
+        "--rep",
+        type=_positive(float),
+        default=40.0,
+        metavar="MS",
+        help="milliseconds spent on repeating one call (default: %(default)s)",
+    )
+    kernels.add_argument("--no-graphs", dest="graphs", action="store_false", help="skip the times under a CUDA graph")
+    kernels.add_argument(
+        "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
+    )
+
+    models = commands.add_parser("models", help="whole models: images a second and memory")
+    models.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="names for timm.create_model; a leading timm/ is for the reader",
+    )
+    models.add_argument("--batch", type=_positive(int), default=128, help="images a step (default: %(default)s)")
+    models.add_argument("--size", type=_positive(int), default=224, help="height and width (default: %(default)s)")
+    models.add_argument("--steps", type=_positive(int), default=30, help="steps that are timed (default: %(default)s)")
+    models.add_argument(
+        "--passes",
+        nargs="+",
+        choices=("training", "inference"),
+        default=("training", "inference"),
+        help="what to measure (default: both)",
+    )
+    models.add_argument("--compile", action="store_true", help="under torch.compile")
+    models.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="memory format of the images and the weights (default: channels last)",
+    )
+
+    for command in (kernels, models):
+        command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
+        command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
+        command.add_argument(
+            "--out",
+            type=Path,
+            metavar="CSV",
+            help="default: benchmarks/<machine>_<command>.csv; lines of the same measurement are replaced, others kept",
+        )
+        command.add_argument("--revision", help="code revision to note (default: git's)")
+
+    plot = commands.add_parser("plot", help="a PNG of every CSV file")
+    plot.add_argument("csv", nargs="*", type=Path, help="default: benchmarks/*.csv")
+    plot.add_argument("--out-dir", type=Path, default=Path("benchmarks/figures"), help="(default: %(default)s)")
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _device(name: str):
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; --device cpu runs small shapes (kernels --rows tiny) without one")
+    return torch.device(name)
+
+
+def _kernels(args: argparse.Namespace) -> None:
+    import torch
+
+    device = _device(args.device)
+    from . import neighborhood, records, summary
+    from .cases import GROUPS
+
+    path = args.out or records.default_path(device, "kernels")
+    kept = records.Records(path, records.KERNEL_COLUMNS, records.KERNEL_KEY)
+    kept.write()  # a file that cannot be written is better known before the measuring
+    cases = GROUPS[args.rows]
+    origin = records.origin(device, args.revision)
+    neighborhood.run(
+        cases,
+        kept,
+        device,
+        getattr(torch, args.dtype),
+        origin,
+        args.time_budget,
+        args.rep,
+        args.graphs,
+        args.first_calls,
+        _say,
+    )
+    table = summary.by_case(kept.rows.values(), dtype=args.dtype)
+    table = {case: table[case] for case in cases if case in table}
+    _say("\n".join(["", summary.render(table), *summary.speedups(table), f"written: {path}"]))
+
+
+def _models(args: argparse.Namespace) -> None:
+    import torch
+
+    device = _device(args.device)
+    import visionattn  # noqa: F401  registers our models with timm
+
+    from . import models, records
+
+    models.check_names(args.models)
+    path = args.out or records.default_path(device, "models")
+    kept = records.Records(path, records.MODEL_COLUMNS, records.MODEL_KEY)
+    kept.write()
+    models.run(
+        args.models,
+        kept,
+        args.batch,
+        args.size,
+        device,
+        getattr(torch, args.dtype),
+        args.compile,
+        args.channels_last,
+        args.steps,
+        args.passes,
+        records.origin(device, args.revision),
+        _say,
+    )
+    _say(f"written: {path}")
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from . import plot
+
+    paths = args.csv or sorted(Path("benchmarks").glob("*.csv"))
+    if not paths:
+        raise UserError("no CSV file given and none in benchmarks/")
+    for path in paths:
+        _say(f"drawn: {plot.draw(path, args.out_dir)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``kernels``, ``models`` or ``plot``; returns the exit code (2 for what the user can put right)."""
+    args = _parser().parse_args(argv)
+    try:
+        {"kernels": _kernels, "models": _models, "plot": _plot}[args.command](args)
+    except UserError as error:
+        print(f"visionattn benchmark {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,168 @@
+"""Whole models, ours beside timm's in one run: images a second and peak memory, training and inference."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import timm
+import torch
+import torch.nn.functional as F
+
+from visionattn.training.errors import UserError
+
+from .records import Records
+from .timing import Timing
+
+
+def timm_name(name: str) -> str:
+    """``timm/swin_tiny_patch4_window7_224`` and ``swin_tiny_patch4_window7_224`` are the same model."""
+    return name.removeprefix("timm/")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError for a name that timm does not know, before anything is measured."""
+    for name in names:
+        if not timm.is_model(timm_name(name)):
+            family = timm_name(name).split("_")[0]
+            known = timm.list_models(f"{family}*")[:8] or timm.list_models("gna*")
+            raise UserError(f"no model is named {name!r}; for example: {', '.join(known)}")
+
+
+def _steps(fn: Callable[[], object], device: torch.device, steps: int) -> tuple[Timing, float, float | None]:
+    """Percentiles of a step in ms over ``steps`` after a warm-up, seconds of the first call, peak memory in GiB."""
+    on_gpu = device.type == "cuda"
+
+    def synchronize() -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    synchronize()
+    start = time.perf_counter()
+    fn()
+    synchronize()
+    first = time.perf_counter() - start
+    for _ in range(max(1, steps // 4)):
+        fn()
+    synchronize()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    # Steps are timed in groups without a wait between them, as a training loop runs them.
+    group = max(1, steps // 5)
+    times = []
+    for _ in range(5 if steps >= 5 else steps):
+        start = time.perf_counter()
+        for _ in range(group):
+            fn()
+        synchronize()
+        times.append((time.perf_counter() - start) * 1e3 / group)
+    cuts = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return Timing(*cuts.tolist()), first, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+
+
+def measure_model(
+    name: str,
+    batch: int,
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    channels_last: bool,
+    steps: int,
+    training: bool,
+) -> dict[str, object]:
+    """One pass of one model as the columns of a record.
+
+    Training is forward, cross-entropy, backward and a fused AdamW step; both passes run under autocast to ``dtype``
+    (none for float32) with a batch that is already on the device.
+    """
+    torch.manual_seed(0)
+    try:
+        model = timm.create_model(timm_name(name), num_classes=1000, img_size=size) if _takes_size(name) else None
+        model = model or timm.create_model(timm_name(name), num_classes=1000)
+    except Exception as error:
+        raise UserError(f"cannot build {name} for {size}x{size} images: {error}") from None
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(device=device, memory_format=layout).train(training)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
+    labels = torch.randint(1000, (batch,), device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) if training else None
+    # Dynamo keeps what it compiled; the next model starts without it.
+    torch._dynamo.reset()
+    network = torch.compile(model) if compiled else model
+
+    def autocast() -> torch.autocast:
+        mixed = dtype != torch.float32
+        return torch.autocast(device.type, dtype=dtype if mixed else torch.bfloat16, enabled=mixed)
+
+    def train_step() -> None:
+        with autocast():
+            loss = F.cross_entropy(network(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def infer() -> None:
+        with torch.no_grad(), autocast():
+            network(images)
+
+    timing, first, memory = _steps(train_step if training else infer, device, steps)
+    return dict(
+        images_per_s=batch * 1e3 / timing.p50,
+        p20_ms=timing.p20,
+        p50_ms=timing.p50,
+        p80_ms=timing.p80,
+        peak_gib=memory,
+        first_call_s=first,
+        parameters_m=parameters,
+    )
+
+
+def _takes_size(name: str) -> bool:
+    """Whether the model has one image size it must be built for (timm's configurations say so)."""
+    cfg = timm.get_pretrained_cfg(timm_name(name), allow_unregistered=True)
+    return bool(cfg and cfg.fixed_input_size)
+
+
+def run(
+    names: Sequence[str],
+    records: Records,
+    batch: int,
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    channels_last: bool,
+    steps: int,
+    passes: Sequence[str],
+    origin: dict[str, str],
+    say: Callable[[str], None],
+) -> None:
+    """Measures every model's ``training`` and ``inference`` and writes the records after each."""
+    check_names(names)
+    for name in names:
+        for one in passes:
+            fixed = dict(
+                model=name,
+                batch=batch,
+                size=size,
+                dtype=str(dtype).removeprefix("torch."),
+                compiled=compiled,
+                channels_last=channels_last,
+                **origin,
+                **{"pass": one},
+            )
+            try:
+                values = measure_model(
+                    name, batch, size, device, dtype, compiled, channels_last, steps, one == "training"
+                )
+            except (UserError, KeyboardInterrupt):
+                raise
+            except Exception as error:  # the other models of a long run must not be lost
+                values = dict(note=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}")
+            row = records.add(**fixed, **values)
+            records.write()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            figures = f"{row['images_per_s']} images/s, {row['peak_gib'] or '-'} GiB"
+            figures += f", first call {row['first_call_s']} s"
+            say(f"{name} {one}{' compiled' if compiled else ''}: {row['note'] or figures}")

@@ -1,0 +1,121 @@
+"""Bars of the results: one picture a CSV file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+from visionattn.training.errors import UserError
+
+from . import records, summary
+
+# Colour-blind safe, and the same for an implementation in every picture.
+STYLES = {
+    "floor": ("#bbbbbb", "hardware floor"),
+    "ours": ("#0072b2", "visionattn"),
+    "ours bias": ("#56b4e9", "visionattn, relative bias"),
+    "natten": ("#d55e00", "NATTEN, best configuration"),
+    "sdpa": ("#999933", "SDPA over the whole map"),
+}
+
+
+def _figure(width: float, height: float, columns: int):
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(1, columns, figsize=(width, height), layout="constrained", sharey=True, squeeze=False)
+
+
+def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
+    """A panel a pass, a group of bars a case: median milliseconds on a logarithmic axis."""
+    table = summary.by_case(rows)
+    shown = [i for i in STYLES if any(summary.median_ms(cells, i, "forward") for cells in table.values())]
+    if not shown:
+        raise UserError(f"nothing to draw for {target}: no line has a time")
+    figure, axes = _figure(15, 1.6 + 0.62 * len(table), 2)
+    thick = 0.8 / len(shown)
+    for axis, (name, title) in zip(axes[0], (("forward", "forward"), ("forward_backward", "forward + backward"))):
+        for place, implementation in enumerate(shown):
+            times = [summary.median_ms(cells, implementation, name) for cells in table.values()]
+            heights = [index + (place - (len(shown) - 1) / 2) * thick for index in range(len(times))]
+            color, label = STYLES[implementation]
+            axis.barh(heights, [ms or 0 for ms in times], thick * 0.92, color=color, label=label)
+            for ms, y in zip(times, heights):
+                if ms:
+                    axis.annotate(f"{ms:.3g}", (ms, y), (2, 0), textcoords="offset points", va="center", fontsize=6.5)
+        axis.set_xscale("log")
+        axis.margins(x=0.12, y=0.01)
+        axis.set_title(title)
+        axis.set_xlabel("milliseconds (median, logarithmic; shorter is faster)")
+        axis.grid(axis="x", which="both", alpha=0.25)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(table)), [case.name for case in table], fontsize=8.5)
+    axes[0][0].invert_yaxis()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), frameon=False)
+    one = rows[0]
+    figure.suptitle(f"Neighborhood attention, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
+    _save(figure, target)
+
+
+def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
+    """A panel for training and one for inference, a bar a model: images a second."""
+    passes = [name for name in ("training", "inference") if any(r["pass"] == name and r["images_per_s"] for r in rows)]
+    if not passes:
+        raise UserError(f"nothing to draw for {target}: no line has a throughput")
+
+    def label(row: Mapping[str, str]) -> str:
+        compiled = " compiled" if row["compiled"] == "True" else ""
+        return f"{row['model']}\nB{row['batch']} {row['size']}x{row['size']}{compiled}"
+
+    labels = list(dict.fromkeys(label(row) for row in rows))
+    figure, axes = _figure(12, 1.4 + 0.6 * len(labels), len(passes))
+    for axis, name in zip(axes[0], passes):
+        found = {label(row): row for row in rows if row["pass"] == name and row["images_per_s"]}
+        for place, key in enumerate(labels):
+            if key in found:
+                row = found[key]
+                rate = float(row["images_per_s"])
+                color = STYLES["natten" if row["model"].startswith("timm/") else "ours"][0]
+                axis.barh(place, rate, 0.62, color=color)
+                memory = f"  {float(row['peak_gib']):.1f} GiB" if row["peak_gib"] else ""
+                text = f"{rate:,.0f}{memory}"
+                axis.annotate(text, (rate, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.margins(x=0.28)
+        axis.set_title(name)
+        axis.set_xlabel("images per second, peak memory beside the bar")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(labels)), labels, fontsize=8.5)
+    axes[0][0].invert_yaxis()
+    one = rows[0]
+    figure.suptitle(f"Whole models, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
+    _save(figure, target)
+
+
+def _save(figure, target: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        figure.savefig(temporary, dpi=110, format="png")
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        plt.close(figure)
+
+
+def draw(path: Path, folder: Path) -> Path:
+    """Draws the picture of one CSV file into ``folder`` and returns its path; the columns say which kind it is."""
+    rows = records.read(path)
+    if not rows:
+        raise UserError(f"{path} holds no results")
+    target = folder / f"{path.stem}.png"
+    kinds = {records.KERNEL_COLUMNS: draw_kernels, records.MODEL_COLUMNS: draw_models}
+    kind = kinds.get(tuple(rows[0]))
+    if kind is None:
+        raise UserError(f"{path} is not a result of benchmark kernels or models: its columns are {list(rows[0])}")
+    kind(rows, target)
+    return target
