@@ -4,6 +4,7 @@ if __name__ == "kernels":
         "import visionattn.kernels, not kernels: the bare name belongs to another well-known distribution, which timm and "
         "transformers import; the folder at the root of visionattn's repository must not stand in for it")
 
+from ._dispatch import explain
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
 
-__all__ = ["neighborhood_attention", "neighborhood_attention_packed"]
+__all__ = ["explain", "neighborhood_attention", "neighborhood_attention_packed"]

@@ -1,12 +1,123 @@
+"""Neighborhood attention on 2-D maps, dilated and strided: NA, DiNA and GNA. README.md has the maths."""
+from torch import Tensor
+
+from .._register import PACKED, SEPARATE, AttentionOp, register
 from . import reference
-from .geometry import make_geometry
+from .geometry import Geometry, make_geometry
+
+_DTYPES = "float16, bfloat16, float32 or float64"
 
 
-def neighborhood_attention(q, k, v, kernel_size, dilation=1, stride=1, bias=None, scale=None):
-    geometry = make_geometry(kernel_size, dilation, stride)
+def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> None:
+    """Raise ValueError or TypeError, naming the argument, what it was and what is allowed."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 5:
+            raise ValueError(f"{name} must be [batch, height, width, heads, head_dim], got shape {list(x.shape)}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"q, k and v must have one dtype, got {q.dtype} for q and {x.dtype} for {name}")
+        if x.device != q.device:
+            raise ValueError(f"q, k and v must be on one device, got {q.device} for q and {x.device} for {name}")
+        if not 8 <= x.shape[4] <= 256:
+            raise ValueError(f"the head dimension of {name} must lie in 8..256, got {x.shape[4]}")
+    if not q.dtype.is_floating_point or q.dtype.itemsize == 1:
+        raise TypeError(f"q, k and v must be {_DTYPES}, got {q.dtype}")
+    if k.shape != q.shape:
+        raise ValueError(f"k must have q's shape {list(q.shape)}, got {list(k.shape)}")
+    if v.shape[:4] != q.shape[:4]:
+        raise ValueError(f"v must have q's shape {list(q.shape)} up to the head dimension, got {list(v.shape)}")
     geometry.check_map(q.shape[1], q.shape[2])
-    return reference.neighborhood_attention(q, k, v, bias, geometry, q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        (kernel_h, kernel_w), heads = geometry.kernel, q.shape[3]
+        if bias.ndim != 3 or bias.shape != (heads, 2 * kernel_h - 1, 2 * kernel_w - 1):
+            raise ValueError(f"bias must be [heads, 2 * kernel_h - 1, 2 * kernel_w - 1] = "
+                             f"{[heads, 2 * kernel_h - 1, 2 * kernel_w - 1]}, got shape {list(bias.shape)}")
+        if not bias.dtype.is_floating_point:
+            raise TypeError(f"bias must be a floating-point tensor, got {bias.dtype}")
+        if bias.device != q.device:
+            raise ValueError(f"bias must be on q's device {q.device}, got {bias.device}")
 
 
-def neighborhood_attention_packed(qkv, kernel_size, dilation=1, stride=1, bias=None, scale=None):
-    return neighborhood_attention(*qkv.unbind(3), kernel_size, dilation, stride, bias, scale)
+def _prepare(kernel_size: list[int], dilation: list[int], stride: list[int], scale: float) -> tuple[Geometry, float]:
+    return Geometry(tuple(kernel_size), tuple(dilation), tuple(stride)), scale
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> tuple:
+    batch, height, width, heads, _ = q.shape
+    return (batch, height, width, heads, v.shape[4]), (batch, heads, height, width)
+
+
+def _pairs(q: tuple, v: tuple, bias: tuple | None, geometry: Geometry, scale: float) -> int:
+    return q[0] * q[1] * q[2] * q[3] * geometry.kernel[0] * geometry.kernel[1]
+
+
+_OP = AttentionOp(
+    name="neighborhood_attention", extras=("bias",),
+    parameters="int[2] kernel_size, int[2] dilation, int[2] stride, float scale",
+    prepare=_prepare, check=_check, reference=reference.neighborhood_attention, fused=f"{__name__}.fused",
+    shapes=_shapes, pairs=_pairs)
+
+
+def _scale(x: Tensor, scale: float | None) -> float:
+    return x.shape[-1] ** -0.5 if scale is None else float(scale)
+
+
+def _arguments(q: Tensor, k: Tensor, v: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
+               stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
+    return q, k, v, bias, *make_geometry(kernel_size, dilation, stride), _scale(q, scale)
+
+
+def _arguments_packed(
+        qkv: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
+    if qkv.ndim != 6 or qkv.shape[3] != 3:
+        raise ValueError(f"qkv must be [batch, height, width, 3, heads, head_dim], got shape {list(qkv.shape)}")
+    return qkv, bias, *make_geometry(kernel_size, dilation, stride), _scale(qkv, scale)
+
+
+_separate = register(_OP, SEPARATE, _arguments)
+_packed = register(_OP, PACKED, _arguments_packed)
+
+
+def neighborhood_attention(
+        q: Tensor, k: Tensor, v: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Each position attends to a window of positions around it: softmax(scale * q k^T + bias) v over that window.
+
+    A position's window holds `kernel_size` positions an axis, `dilation` apart, and is centred on it; at the map's
+    borders it is shifted inwards, so every position sees kernel_h * kernel_w keys. With a stride s, s neighbours share
+    one window, centred on the middle one: stride 1 is neighborhood attention, stride = kernel_size blocked attention.
+
+    Args:
+        q, k: [batch, height, width, heads, head_dim]; float16, bfloat16, float32, or (off the fused kernels) float64;
+            head_dim 8 to 256; any strides, fastest with the last dimension contiguous.
+        v: [batch, height, width, heads, head_dim_v], same dtype; head_dim_v may differ from head_dim.
+        kernel_size: positions of the window, odd or even; this and the next two are ints or (rows, columns).
+        dilation: distance of a window's positions; kernel_size * dilation may not exceed the map.
+        stride: how many neighbours share a window, 1 to kernel_size.
+        bias: [heads, 2 * kernel_h - 1, 2 * kernel_w - 1], added to the logits at (key - query) / dilation +
+            kernel_size - 1 an axis; in float32 or q's dtype. Not scaled.
+        scale: of the logits; head_dim ** -0.5 unless given.
+
+    Returns [batch, height, width, heads, head_dim_v], contiguous, in q's dtype. Sums and softmax are in float32.
+    Differentiable in q, k, v and bias; twice and more through the reference. Deterministic.
+
+    Raises ValueError or TypeError for arguments outside of this, maps smaller than kernel_size * dilation among them.
+
+    Source: Hassani et al., "Neighborhood Attention Transformer", CVPR 2023; Hassani and Shi, "Dilated Neighborhood
+    Attention Transformer", 2022; Hassani et al., "Generalized Neighborhood Attention", 2025.
+    """
+    return _separate(*_arguments(q, k, v, kernel_size, dilation, stride, bias, scale))
+
+
+def neighborhood_attention_packed(
+        qkv: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """`neighborhood_attention` of q, k and v packed as one projection writes them: [batch, height, width, 3, heads, head_dim].
+
+    Reads them in place and returns one packed gradient: no copy forward or backward. All else as in
+    `neighborhood_attention`.
+    """
+    return _packed(*_arguments_packed(qkv, kernel_size, dilation, stride, bias, scale))
+
+
+__all__ = ["neighborhood_attention", "neighborhood_attention_packed"]

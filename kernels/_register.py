@@ -1,0 +1,195 @@
+"""One way for every attention op into torch: dispatcher, autograd, autocast, shape inference and FLOP counts.
+
+An op is *composite* off the GPU: calling it there is calling its reference, so that autograd of any order, export and
+ONNX see plain torch operators and nothing opaque. On a GPU it is an `autograd.Function` over two functional operators,
+`<op>_forward` and `<op>_backward`, whose outputs are contiguous and whose shapes are known without running them, so
+that compilers can plan around them. Each form of an op (q, k, v apart, or packed into fewer tensors) is registered by
+itself and gets one gradient tensor for each tensor it takes, the kernels writing straight into views of it.
+"""
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import _dispatch
+
+LIBRARY = torch.library.Library("visionattn", "FRAGMENT")
+FUNCTIONS: dict[str, "Function"] = {}  # by the name of the public function
+
+
+class Form(NamedTuple):
+    """How a form of an op takes q, k and v."""
+
+    suffix: str                                      # of the op's name
+    tensors: tuple[str, ...]                         # names, in order
+    split: Callable[..., tuple[Tensor, ...]]         # those tensors -> views q, k, v
+
+
+SEPARATE = Form("", ("q", "k", "v"), lambda q, k, v: (q, k, v))
+PACKED = Form("_packed", ("qkv",), lambda qkv: qkv.unbind(3))           # [B, H, W, 3, heads, D]
+
+
+class AttentionOp(NamedTuple):
+    """An attention op. Wherever its functions take `...`, that is the extra tensors, then what `prepare` returned."""
+
+    name: str
+    extras: tuple[str, ...]          # names of further differentiable tensors, each may be None
+    parameters: str                  # the rest, as torch's schema language writes it
+    prepare: Callable[..., tuple]    # the parameters as torch hands them over -> as the functions below take them
+    check: Callable[..., None]       # (q, k, v, ...): raises on arguments that no implementation may see
+    reference: Callable[..., Tensor]  # (q, k, v, ...) -> out
+    fused: str                       # module with unsupported, forward and backward; imported when first needed
+    shapes: Callable[..., tuple]     # (q, k, v, ...) -> (shape of out, shape of lse)
+    pairs: Callable[..., int]        # (shape of q, shape of v, ...) -> how many (query, key) pairs attend, over all heads
+
+
+class Function(NamedTuple):
+    """A registered form of an op."""
+
+    op: AttentionOp
+    call: Callable[..., Tensor]      # the torch operator
+    arguments: Callable[..., tuple]  # the public function's arguments -> the torch operator's
+    form: Form
+
+    def resolve(self, *args: Any, **kwargs: Any) -> tuple:
+        """A public call's arguments as the op's functions take them: q, k, v, extras, parameters. Checks them."""
+        arguments, n = self.arguments(*args, **kwargs), len(self.form.tensors)
+        m = n + len(self.op.extras)
+        resolved = *self.form.split(*arguments[:n]), *arguments[n:m], *self.op.prepare(*arguments[m:])
+        self.op.check(*resolved)
+        return resolved
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether nothing watches or stands in for this tensor, so that an operator's kernel may be called directly."""
+    return (type(tensor) is Tensor and torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None)
+
+
+def _on_device(function: Callable, q: Tensor, *args: Any) -> Any:
+    """Call `function` with q's device current: Triton launches on the current device."""
+    if q.is_cuda and q.device.index != torch.cuda.current_device():
+        with torch.cuda.device(q.device):
+            return function(q, *args)
+    return function(q, *args)
+
+
+def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Callable[..., Tensor]:
+    """Register a form of an op and return the torch operator. `arguments` maps a public call to the operator's."""
+    name = op.name + form.suffix
+    n, m = len(form.tensors), len(form.tensors) + len(op.extras)       # where the extras and the parameters begin
+    inputs = ", ".join([f"Tensor {t}" for t in form.tensors] + [f"Tensor? {t}" for t in op.extras])
+    LIBRARY.define(f"{name}({inputs}, {op.parameters}) -> Tensor")
+    LIBRARY.define(f"{name}_forward({inputs}, {op.parameters}) -> (Tensor out, Tensor lse)")
+    gradients = ", ".join(f"Tensor d{t}" for t in form.tensors + op.extras)
+    LIBRARY.define(f"{name}_backward(Tensor grad_out, {inputs}, Tensor out, Tensor lse, {op.parameters}, "
+                   f"bool[{len(op.extras)}] wanted) -> ({gradients})")
+    packets = [getattr(torch.ops.visionattn, name + part) for part in ("", "_forward", "_backward")]
+    operator, forward_operator, backward_operator = (packet.default for packet in packets)
+
+    # The two functional operators.
+
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _on_device(_dispatch.load(op.fused).forward, *form.split(*args[:n]), *args[n:m], *op.prepare(*args[m:]))
+
+    def forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
+        q, k, v = form.split(*args[:n])
+        out, lse = op.shapes(q, k, v, *args[n:m], *op.prepare(*args[m:]))
+        return q.new_empty(out), q.new_empty(lse, dtype=torch.float32)
+
+    def empty_gradients(*args: Any) -> list[Tensor]:
+        return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[1:n + 1]]
+
+    def backward(*args: Any) -> tuple[Tensor, ...]:
+        grads, extras, wanted = empty_gradients(*args), args[n + 1:m + 1], args[-1]
+        found = _on_device(
+            lambda q, *rest: _dispatch.load(op.fused).backward(args[0], q, *rest),
+            *form.split(*args[1:n + 1]), *extras, args[m + 1], args[m + 2], *op.prepare(*args[m + 3:-1]),
+            *form.split(*grads), *wanted)
+        found = found if isinstance(found, tuple) else (found,)
+        return (*grads, *(x.to(extra.dtype) if want else args[0].new_empty(0)
+                          for x, extra, want in zip(found, extras, wanted, strict=True)))
+
+    def backward_fake(*args: Any) -> tuple[Tensor, ...]:
+        return (*empty_gradients(*args), *(x.new_empty(x.shape) if want else args[0].new_empty(0)
+                                           for x, want in zip(args[n + 1:m + 1], args[-1], strict=True)))
+
+    # Autograd on a GPU.
+
+    def attend(ctx: Any, plain: bool, *args: Any) -> Tensor:
+        out, lse = (forward if plain else forward_operator)(*args)
+        ctx.save_for_backward(*args[:m], out, lse)
+        ctx.parameters = args[m:]
+        return out
+
+    def differentiate(ctx: Any, grad_out: Tensor) -> tuple:
+        *given, out, lse = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():          # a graph of the gradient is asked for: the reference has one of any order
+            again = op.reference(*form.split(*given[:n]), *given[n:], *op.prepare(*ctx.parameters))
+            found = iter(torch.autograd.grad(again, [x for x, need in zip(given, needs) if need], grad_out,
+                                             create_graph=True))
+            grads = [next(found) if need else None for need in needs[:m]]
+        else:
+            run = backward if _plain(grad_out) else backward_operator
+            grads = run(grad_out, *given, out, lse, *ctx.parameters, list(needs[n:m]))
+            grads = [x if need else None for x, need in zip(grads, needs)]
+        return (None, *grads, *(None for _ in ctx.parameters))
+
+    title = "".join(part.capitalize() for part in name.split("_"))    # what grad_fn and profilers show
+    function = type(title, (torch.autograd.Function,),
+                    {"forward": staticmethod(attend), "backward": staticmethod(differentiate)})
+
+    # The op itself.
+
+    def composite(*args: Any) -> Tensor:
+        graph = torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in args[:m]])
+        parameters = op.prepare(*args[m:])
+        with torch._C._AutoDispatchBelowAutograd():      # looking at the arguments is no part of the graph
+            q, k, v = form.split(*args[:n])
+            op.check(q, k, v, *args[n:m], *parameters)
+            fused = _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
+        if not fused:
+            return op.reference(*form.split(*args[:n]), *args[n:m], *parameters)
+        plain = q.device.type != "meta" and _plain(q)
+        if graph:
+            return function.apply(plain, *args)
+        return (forward if plain else forward_operator)(*args)[0]
+
+    def autocast(device: str, *args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        cast = [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 and x.device.type == device else x
+                for x in args[:n]]
+        key = torch._C.DispatchKey.AutocastCUDA if device == "cuda" else torch._C.DispatchKey.AutocastCPU
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return operator(*cast, *args[n:])
+
+    LIBRARY.impl(name, composite, "CompositeImplicitAutograd")
+    LIBRARY.impl(name, functools.partial(autocast, "cuda"), "AutocastCUDA")
+    LIBRARY.impl(name, functools.partial(autocast, "cpu"), "AutocastCPU")
+    for part, kernel, fake in (("_forward", forward, forward_fake), ("_backward", backward, backward_fake)):
+        for device in ("CUDA", "CPU"):                  # CPU: under Triton's interpreter
+            LIBRARY.impl(name + part, kernel, device)
+        torch.library.register_fake(f"visionattn::{name}{part}", fake, lib=LIBRARY)
+
+    # FLOPs: two products forward; backward scores again, and two products each for the gradients of both. The box that
+    # a kernel computes and masks is not counted: these are the FLOPs of the mathematics.
+
+    def flops(shapes: tuple, parameters: tuple, q_products: int, v_products: int) -> int:
+        q, k, v = (x.shape for x in form.split(*(torch.empty(shape, device="meta") for shape in shapes[:n])))
+        pairs = op.pairs(q, v, *shapes[n:m], *op.prepare(*parameters))
+        return 2 * pairs * (q_products * q[-1] + v_products * v[-1])
+
+    @register_flop_formula(packets[:2])
+    def forward_flops(*args: Any, **kwargs: Any) -> int:
+        return flops(args[:m], args[m:], 1, 1)
+
+    @register_flop_formula(packets[2])
+    def backward_flops(*args: Any, **kwargs: Any) -> int:
+        return flops(args[1:m + 1], args[m + 3:-1], 3, 2)
+
+    FUNCTIONS[name] = Function(op, operator, arguments, form)
+    return operator
