@@ -323,10 +323,10 @@ def attend_backward_closed(
 
 
 @triton.jit
-def fold_bias(p_sum, p_index, p_dbias, cells, count, depth, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+def fold_bias(p_sum, p_index, p_dbias, heads, cells, count, depth, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     """dbias[h, d] = sum over m of sum[h, index[d, m]] (index < 0: nothing), in a fixed order."""
-    head = tl.program_id(1).to(tl.int64)
-    o_d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    head = (tl.program_id(0) % heads).to(tl.int64)
+    o_d = tl.program_id(0) // heads * BLOCK + tl.arange(0, BLOCK)
     b_total = tl.zeros([BLOCK], tl.float32)
     for m in range(0, depth, DEPTH):
         o_m = m + tl.arange(0, DEPTH)

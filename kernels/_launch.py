@@ -1,0 +1,85 @@
+"""How kernels are launched, and how they are compiled for a card that is not there."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+_OPTIONS = ("num_warps", "num_stages")
+_target: GPUTarget | None = None
+_compiled: list["Compiled"] = []
+
+
+class Compiled(NamedTuple):
+    """What a kernel takes on a target: bytes of shared memory, registers a thread, bytes of spilled registers."""
+
+    name: str
+    shared: int
+    registers: int | None
+    spills: int | None
+    kernel: object
+
+
+def unspecialised(kernel: triton.JITFunction) -> triton.JITFunction:
+    """``kernel`` with plain integers for every run-time size and stride: a new batch or map then compiles nothing."""
+    names = [p.name for p in triton.JITFunction(kernel.fn).params if not (p.is_constexpr or p.name.startswith("p_"))]
+    return triton.jit(kernel.fn, do_not_specialize=names)
+
+
+def launch(kernel: triton.JITFunction, programs: int, *args: object, **constants: object) -> None:
+    """Runs ``programs`` programs of the kernel; inside :func:`compile_only` compiles it instead."""
+    if _target is None:
+        kernel[(programs,)](*args, **constants)
+    else:
+        _compiled.append(_compile(kernel, args, constants))
+
+
+@contextlib.contextmanager
+def compile_only(capability: int) -> Iterator[list[Compiled]]:
+    """Launches inside compile for compute capability ``capability`` (80, 89, 90, ...) and collect what they take.
+
+    Needs no GPU: the tensors passed may live on the CPU, and nothing runs or is written.
+    """
+    global _target
+    _target = GPUTarget("cuda", capability, 32)
+    _compiled.clear()
+    try:
+        yield _compiled
+    finally:
+        _target = None
+
+
+def _compile(kernel: triton.JITFunction, args: tuple, constants: dict) -> Compiled:
+    options = {name: constants[name] for name in _OPTIONS if name in constants}
+    signature, attributes = {}, {}
+    for position, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = _TYPES[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    fixed = {name: value for name, value in constants.items() if name not in options}
+    signature |= dict.fromkeys(fixed, "constexpr")
+    binary = triton.compile(ASTSource(kernel, signature, fixed, attributes), target=_target, options=options)
+    registers, spills = _resources(binary)
+    return Compiled(kernel.fn.__name__, binary.metadata.shared, registers, spills, binary)
+
+
+def _resources(binary: object) -> tuple[int | None, int | None]:
+    """Registers and spilled bytes from the cubin, where Triton's own cuobjdump can read it."""
+    import re
+    import subprocess
+    import tempfile
+
+    tool = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        found = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=False)
+    match = re.search(r"REG:(\d+) STACK:(\d+)", found.stdout)
+    return (int(match[1]), int(match[2])) if match else (None, None)
