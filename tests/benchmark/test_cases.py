@@ -1,0 +1,33 @@
+"""The shapes that are measured and the floor under them."""
+
+import pytest
+
+from visionattn.benchmark.cases import CLASSIFIER, GROUPS, Case
+
+
+def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
+    assert GROUPS["all"][:6] == CLASSIFIER
+    assert len(GROUPS["all"]) == 13
+
+
+@pytest.mark.parametrize("case", [case for group in GROUPS.values() for case in group], ids=lambda case: case.name)
+def test_every_neighborhood_fits_its_map(case):
+    assert min(case.height, case.width) // case.dilation >= case.kernel
+    assert 1 <= case.stride <= case.kernel
+
+
+def test_names_are_unique_and_say_dilation_and_stride():
+    names = [case.name for case in GROUPS["all"]]
+    assert len(set(names)) == len(names)
+    assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
+
+
+def test_floor_is_bytes_or_products_whichever_takes_longer():
+    case = Case(2, 10, 20, 3, 16, 5)
+    elements = 2 * 10 * 20 * 3 * 16
+    unlimited = float("inf")
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(4 * elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(12 * elements * 2 / 1000)
+    # A product over a window costs two operations an element and key.
+    assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(2 * 2 * elements * 25 / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(7 * 2 * elements * 25 / 1000)

@@ -1,0 +1,57 @@
+"""The table and the speed-up lines that a run ends with."""
+
+import pytest
+
+from visionattn.benchmark import records, summary
+from visionattn.benchmark.cases import CLASSIFIER, WIDE
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return records.Records(tmp_path / "a.csv", records.KERNEL_COLUMNS, records.KERNEL_KEY)
+
+
+def add(kept, case, implementation, name, ms, dtype="bfloat16"):
+    numbers = dict(batch=case.batch, height=case.height, width=case.width, heads=case.heads, dim=case.dim)
+    numbers |= dict(kernel=case.kernel, dilation=case.dilation, stride=case.stride)
+    kept.add(
+        op="neighborhood",
+        dtype=dtype,
+        **numbers,
+        implementation=implementation,
+        **{"pass": name},
+        p50_ms=ms,
+        gpu="a GPU",
+    )
+
+
+def test_speedup_is_the_geometric_mean_over_the_classifier_rows_and_names_the_slowest_of_all(kept):
+    for case, natten in zip(CLASSIFIER[:2], (2.0, 8.0)):
+        add(kept, case, "ours", "forward", 1.0)
+        add(kept, case, "natten", "forward", natten)
+    add(kept, WIDE[0], "ours", "forward", 2.0)
+    add(kept, WIDE[0], "natten", "forward", 1.0)
+    (line,) = summary.speedups(summary.by_case(kept.rows.values()))
+    assert line.startswith("ours, fwd: 4.00x")
+    assert "2 of 6" in line and f"slowest row 0.50x ({WIDE[0].name})" in line
+
+
+def test_rows_without_the_peer_do_not_count(kept):
+    add(kept, CLASSIFIER[0], "ours", "forward", 1.0)
+    add(kept, CLASSIFIER[0], "natten", "forward", None)
+    table = summary.by_case(kept.rows.values())
+    assert summary.speedups(table) == ["no speed-up over NATTEN: it was not measured"]
+    assert "1 / -" in summary.render(table)
+
+
+def test_table_shows_both_passes_and_the_ratio(kept):
+    for name, ours, natten in (("forward", 0.5, 1.0), ("forward_backward", 2.0, 6.0)):
+        add(kept, CLASSIFIER[0], "ours", name, ours)
+        add(kept, CLASSIFIER[0], "natten", name, natten)
+    last = summary.render(summary.by_case(kept.rows.values())).splitlines()[-1]
+    assert last.startswith(CLASSIFIER[0].name) and last.endswith("2.00x / 3.00x") and "0.5 / 2" in last
+
+
+def test_dtypes_are_not_mixed(kept):
+    add(kept, CLASSIFIER[0], "ours", "forward", 1.0, dtype="float16")
+    assert not summary.by_case(kept.rows.values(), dtype="bfloat16")

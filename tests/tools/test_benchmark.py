@@ -1,0 +1,145 @@
+"""The benchmark tool from its command line: real runs on a CPU, pictures, and errors in one line."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from visionattn.benchmark import records
+from visionattn.benchmark.cases import TINY
+from visionattn.benchmark.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lines(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def kernels_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kernels") / "cpu_kernels.csv"
+    argv = ["kernels", "--op", "neighborhood", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1"]
+    assert main([*argv, "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def models_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "cpu_models.csv"
+    argv = ["models", "--models", "gna_nano", "timm/resnet10t", "--device", "cpu", "--dtype", "float32"]
+    assert main([*argv, "--batch", "2", "--size", "32", "--steps", "1", "--out", str(path)]) == 0
+    return path
+
+
+def test_kernels_csv_has_every_column_and_every_measurement(kernels_csv):
+    rows = lines(kernels_csv)
+    assert tuple(rows[0]) == records.KERNEL_COLUMNS
+    implementations = {"floor", "ours", "ours packed", "ours bias", "ours packed bias", "sdpa", "natten"}
+    found = {(row["height"], row["implementation"], row["pass"]) for row in rows}
+    assert (
+        found
+        == {(str(case.height), i, p) for case in TINY for i in implementations for p in ("forward", "forward_backward")}
+        and len(rows) == len(TINY) * len(implementations) * 2
+    )
+    for row in rows:
+        assert row["torch"] == torch.__version__ and row["gpu"].startswith("CPU")
+        if row["implementation"] == "natten":
+            assert not row["p50_ms"] and "GPU" in row["note"]
+        else:
+            assert float(row["p50_ms"]) > 0 and not row["note"], row
+
+
+def test_a_second_run_replaces_its_lines(kernels_csv, capsys):
+    before = lines(kernels_csv)
+    argv = [
+        "kernels",
+        "--device",
+        "cpu",
+        "--rows",
+        "tiny",
+        "--dtype",
+        "float32",
+        "--rep",
+        "1",
+        "--out",
+        str(kernels_csv),
+    ]
+    assert main(argv) == 0
+    assert len(lines(kernels_csv)) == len(before)
+    printed = capsys.readouterr().out
+    assert "natten / ours" in printed and f"written: {kernels_csv}" in printed
+
+
+def test_time_budget_leaves_out_rows_and_says_so(tmp_path, capsys):
+    argv = ["kernels", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--time-budget", "1e-6"]
+    assert main([*argv, "--out", str(tmp_path / "a.csv")]) == 0
+    assert "3 of 3 rows left out" in capsys.readouterr().out
+
+
+def test_models_csv_has_training_and_inference_of_ours_and_timms(models_csv):
+    rows = lines(models_csv)
+    assert tuple(rows[0]) == records.MODEL_COLUMNS
+    assert [(row["model"], row["pass"]) for row in rows] == [
+        (model, one) for model in ("gna_nano", "timm/resnet10t") for one in ("training", "inference")
+    ]
+    assert all(float(row["images_per_s"]) > 0 and float(row["parameters_m"]) > 1 and not row["note"] for row in rows)
+
+
+def test_plot_draws_a_picture_of_each_kind(kernels_csv, models_csv, tmp_path):
+    assert main(["plot", str(kernels_csv), str(models_csv), "--out-dir", str(tmp_path / "figures")]) == 0
+    for name in ("cpu_kernels.png", "cpu_models.png"):
+        data = (tmp_path / "figures" / name).read_bytes()
+        assert data.startswith(b"\x89PNG") and len(data) > 5000
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+
+
+BAD = {
+    "no command": ([], "kernels|models|plot"),
+    "unknown op": (["kernels", "--op", "window"], "neighborhood"),
+    "unknown rows": (["kernels", "--rows", "most"], "tiny"),
+    "negative budget": (["kernels", "--time-budget", "-1"], "must be a positive number, got '-1'"),
+    "no models": (["models"], "--models"),
+    "unknown model": (["models", "--models", "gna_huge", "--device", "cpu"], "gna_tiny"),
+    "batch of nothing": (
+        ["models", "--models", "gna_nano", "--batch", "0"],
+        "must be a positive whole number, got '0'",
+    ),
+    "missing csv": (["plot", "/nowhere/a.csv"], "/nowhere/a.csv"),
+}
+if not torch.cuda.is_available():
+    BAD["no gpu"] = (["kernels"], "no CUDA device")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, capsys):
+    argv, expected = BAD[name]
+    try:
+        code = main(argv)
+    except SystemExit as leaving:
+        code = leaving.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert expected in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_file_that_holds_no_results_is_refused(tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    assert main(["plot", str(other)]) == 2
+    assert main(["kernels", "--device", "cpu", "--rows", "tiny", "--out", str(other)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert other.read_text() == "a,b\n1,2\n"
+
+
+def test_the_door_under_tools_runs_as_a_script(tmp_path):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "plot"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "visionattn benchmark plot: error: no CSV file given and none in benchmarks/\n"
