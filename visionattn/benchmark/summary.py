@@ -22,6 +22,7 @@ def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: 
 
 
 def median_ms(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str) -> float | None:
+    """The median of one measurement in milliseconds; None where there is none."""
     text = cells.get((implementation, name), {}).get("p50_ms", "")
     return float(text) if text else None
 
@@ -34,14 +35,15 @@ def render(table: Table) -> str:
         pairs = {i: [median_ms(cells, i, p) for p in PASS_NAMES] for i in shown}
         line = [case.name]
         line += [" / ".join("-" if ms is None else f"{ms:.3g}" for ms in pair) for pair in pairs.values()]
-        ratios = [_ratio(cells, "ours", p) for p in PASS_NAMES]
+        ratios = [ratio(cells, "ours", p) for p in PASS_NAMES]
         line.append(" / ".join("-" if r is None else f"{r:.2f}x" for r in ratios))
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def _ratio(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str) -> float | None:
+def ratio(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str) -> float | None:
+    """How many times as long NATTEN takes; None unless both were measured."""
     mine, theirs = median_ms(cells, implementation, name), median_ms(cells, "natten", name)
     return theirs / mine if mine and theirs else None
 
@@ -51,7 +53,7 @@ def speedups(table: Table) -> list[str]:
     lines = []
     for implementation in ("ours", "ours packed"):
         for name, short in PASS_NAMES.items():
-            ratios = {case: r for case, cells in table.items() if (r := _ratio(cells, implementation, name))}
+            ratios = {case: r for case, cells in table.items() if (r := ratio(cells, implementation, name))}
             if not ratios:
                 continue
             head = [ratios[case] for case in CLASSIFIER if case in ratios]
