@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
     )
 
+    kernels.add_argument(
+        "--no-prepare",
+        dest="prepare",
+        action="store_false",
+        help="do not compile all kernels in parallel before the measuring",
+    )
+
     models = commands.add_parser("models", help="whole models: images a second and memory")
     models.add_argument(
         "--models",
@@ -138,6 +145,7 @@ def _kernels(args: argparse.Namespace) -> None:
         args.rep,
         args.graphs,
         args.first_calls,
+        args.prepare,
         _say,
     )
     table = summary.by_case(kept.rows.values(), dtype=args.dtype)

@@ -172,15 +172,20 @@ def run(
     rep_ms: float,
     graphs: bool,
     first_calls: bool,
+    prepare: bool,
     say: Callable[[str], None],
 ) -> None:
     """Measures ``cases`` in order and writes the records after each; ``say`` is told of progress.
 
-    ``budget_s`` is for the whole run: cases after it are left out, and the search through NATTEN's configurations gets
-    what the other measurements leave, shared evenly by the cases still to come.
+    ``prepare`` compiles what all cases need beforehand, in parallel. ``budget_s`` is for the whole run: cases after it
+    are left out, and the search through NATTEN's configurations gets half of what is left of it, shared evenly by the
+    cases still to come.
     """
     start = time.monotonic()
     deadline = start + budget_s
+    if prepare and device.type == "cuda":
+        failed = first_call.prepare(cases, dtype, limit_s=budget_s / 2)
+        say("\n".join([f"kernels compiled in {time.monotonic() - start:.0f} s", *failed]))
     rates = measure_rates(device, dtype)
     say(f"{origin['gpu']}: {rates}")
     for index, case in enumerate(cases):
