@@ -1,7 +1,7 @@
 """How long a user waits for the very first call: a fresh process with an empty Triton cache.
 
 Also compiles many cases at once, each in a process of its own, so that a long run does not wait for them in turn.
-``python -m visionattn.benchmark.first_call forward 128 56 56 2 32 7 1 1 bfloat16 0`` prints the times as JSON; instead of
+``python -m visionattn.benchmark.first_call forward 128 56 56 2 32 7 1 1 bfloat16 0`` prints the times; instead of
 ``forward`` it also takes ``forward_backward`` and ``all``.
 """
 
