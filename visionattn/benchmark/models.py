@@ -1,5 +1,6 @@
 """Whole models, ours beside timm's in one run: images a second and peak memory, training and inference."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 
@@ -161,6 +162,7 @@ def run(
                 values = dict(note=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}")
             row = records.add(**fixed, **values)
             records.write()
+            gc.collect()  # the next model's peak is its own
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             figures = f"{row['images_per_s']} images/s, {row['peak_gib'] or '-'} GiB"
