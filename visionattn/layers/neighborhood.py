@@ -9,7 +9,6 @@ from timm.layers import register_notrace_module, to_2tuple, trunc_normal_
 from torch import nn
 
 from visionattn.kernels import neighborhood_attention_packed
-from visionattn.kernels.neighborhood import reference
 
 _warned_attn_drop = False
 
@@ -48,7 +47,7 @@ class NeighborhoodAttention(nn.Module):
         rel_bias: whether there is a learned table of relative positions ``rpb``
             [num_heads, 2 * kernel_h - 1, 2 * kernel_w - 1], indexed by key minus query in units of the dilation.
         attn_drop: dropout of attention probabilities in training. No fused kernel does this: with a rate above 0,
-            training runs the plain PyTorch definition, and construction warns once.
+            training gathers every window in plain PyTorch, and construction warns once.
         proj_drop: dropout after the output projection.
 
     Shapes: [B, H, W, dim] -> [B, H, W, dim].
@@ -117,8 +116,7 @@ class NeighborhoodAttention(nn.Module):
         bias = self._table(kernel)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         if self.training and self.attn_drop > 0:
-            q, k, v = qkv.unbind(3)
-            x = reference.neighborhood_attention(q, k, v, kernel, dilation, stride, bias, attn_drop=self.attn_drop)
+            x = _attend_dropping(qkv, fitted, bias, self.attn_drop)
         else:
             x = neighborhood_attention_packed(qkv, kernel, dilation, stride, bias)
         return self.proj_drop(self.proj(x.flatten(-2)))
@@ -131,12 +129,47 @@ class NeighborhoodAttention(nn.Module):
         return self.rpb[:, full_h - cut_h : full_h + cut_h - 1, full_w - cut_w : full_w + cut_w - 1]
 
 
+def _attend_dropping(
+    qkv: torch.Tensor, axes: list[tuple[int, int, int]], bias: torch.Tensor | None, rate: float
+) -> torch.Tensor:
+    """The op with dropout of its attention probabilities, on gathered windows: [B, H, W, 3, heads, D] -> [..., D].
+
+    ``axes`` holds (kernel, dilation, stride) of rows and of columns.
+    """
+    (rows, rows_relative), (columns, columns_relative) = (
+        _axis_windows(n, *axis, qkv.device) for n, axis in zip(qkv.shape[1:3], axes)
+    )
+    q, k, v = qkv.unbind(3)
+    places = rows[:, None, :, None], columns[None, :, None, :]  # broadcast to [H, W, kernel_h, kernel_w]
+    keys, values = k[:, *places], v[:, *places]  # [B, H, W, kernel_h, kernel_w, heads, D]
+    logits = torch.einsum("bhwnd,bhwyxnd->bhwnyx", q * q.shape[-1] ** -0.5, keys)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias is not None:
+        table = bias[:, rows_relative[:, None, :, None], columns_relative[None, :, None, :]]  # [heads, H, W, kh, kw]
+        logits = logits + table.permute(1, 2, 0, 3, 4)
+    weights = nn.functional.dropout(logits.flatten(-2).softmax(-1), rate).view_as(logits).to(v.dtype)
+    return torch.einsum("bhwnyx,bhwyxnd->bhwnd", weights, values)
+
+
+def _axis_windows(
+    n: int, kernel: int, dilation: int, stride: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each position's keys along an axis [n, kernel], and their places in the relative table [n, kernel]."""
+    position = torch.arange(n, device=device)
+    group, number = position % dilation, position // dilation
+    length = (n - group + dilation - 1) // dilation
+    leader = torch.minimum(number // stride * stride + stride // 2, length - 1)
+    start = torch.minimum((leader - kernel // 2).clamp(min=0), length - kernel)
+    seen = start[:, None] + torch.arange(kernel, device=device)
+    return seen * dilation + group[:, None], seen - number[:, None] + kernel - 1
+
+
 def _warn_attn_drop(rate: float) -> None:
     global _warned_attn_drop
     if not _warned_attn_drop:
         _warned_attn_drop = True
         warnings.warn(
-            f"attn_drop={rate}: no fused kernel drops attention probabilities, so training runs the plain PyTorch "
-            "definition of neighborhood attention, which is much slower on a GPU. attn_drop=0 gives the fused kernels.",
+            f"attn_drop={rate}: no fused kernel drops attention probabilities, so training gathers every window in "
+            "plain PyTorch, which is slow and takes much memory. attn_drop=0 gives the fused kernels.",
             stacklevel=3,
         )

@@ -1,0 +1,95 @@
+"""timm's own test suite (tests/test_models.py of its source distribution) on our models.
+
+The distribution of the installed version is fetched once into pytest's cache. The suite runs in a pytest of its own,
+and exactly the expected cases must have passed, so that it cannot pass by running nothing.
+"""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import visionattn
+
+CONFIGURATION = "test_model_default_cfgs"
+FULL = {
+    CONFIGURATION,
+    "test_model_forward",
+    "test_model_backward",
+    "test_model_forward_features",
+    "test_model_forward_intermediates",
+    "test_model_forward_intermediates_features",
+    "test_model_forward_fx",
+    "test_model_backward_fx",
+    "test_prune_intermediate_layers_contract",
+}  # not TorchScript, which torch has deprecated
+SMALLEST = ["gna_nano"]  # one a family
+ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
+
+
+@pytest.fixture(scope="module")
+def suite(request) -> Path:
+    """test_models.py of the installed timm."""
+    version = importlib.metadata.version("timm")
+    folder = Path(request.config.cache.mkdir("timm-suite"))
+    path = folder / version / "test_models.py"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as tmp:
+        command = ["pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", tmp, f"timm=={version}"]
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        archives = list(Path(tmp).glob("timm-*.tar.gz"))
+        if done.returncode or not archives:
+            said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            pytest.skip(f"timm {version}'s source distribution cannot be fetched: {said}")
+        with tarfile.open(archives[0]) as archive:
+            archive.extract(f"timm-{version}/tests/test_models.py", tmp, filter="data")
+        shutil.move(Path(tmp) / f"timm-{version}/tests/test_models.py", path)
+    return path
+
+
+def _run(suite: Path, tests: set[str], models: list[str], tmp_path: Path) -> None:
+    """Runs the named tests of the suite on the models; fails unless each test passed once for each model."""
+    report = tmp_path / "report.xml"
+    here, root = Path(__file__).parent, Path(visionattn.__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", str(suite), "-c", os.devnull, "--rootdir", str(suite.parent)]
+    command += ["-p", "no:cacheprovider", "-p", "timm_suite_plugin", "-W", "ignore", "-q", f"--junitxml={report}"]
+    command += ["-k", " or ".join(models)]
+    path = os.pathsep.join([str(here), str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TIMM_SUITE_MODELS": " ".join(models), "TIMM_SUITE_TESTS": " ".join(tests)}
+    environment |= {"TORCH_BACKEND": "visionattn", "TIMEOUT": "3600", "PYTHONPATH": path}
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert report.exists(), done.stdout[-4000:] + done.stderr[-4000:]
+    passed = [
+        case.get("name")
+        for case in ElementTree.parse(report).iter("testcase")
+        if not {child.tag for child in case} & {"failure", "error", "skipped"}
+    ]
+    assert done.returncode == 0, done.stdout[-8000:]
+    # names are test[1-model], test[model] or test[1-model.tag]
+    found = sorted((name.split("[")[0], name.rstrip("]").split("[")[1].split("-")[-1].split(".")[0]) for name in passed)
+    assert found == sorted((test, model) for test in tests for model in models)
+
+
+def test_configurations_of_all_models(suite, tmp_path):
+    _run(suite, {CONFIGURATION}, ALL, tmp_path)
+
+
+@pytest.mark.parametrize("model", SMALLEST)
+def test_whole_suite_for_the_smallest_of_each_family(suite, model, tmp_path):
+    _run(suite, FULL - {CONFIGURATION}, [model], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [name for name in ALL if name not in SMALLEST])
+def test_whole_suite_for_the_others(suite, model, tmp_path):
+    _run(suite, FULL, [model], tmp_path)
