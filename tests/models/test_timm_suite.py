@@ -56,15 +56,14 @@ def suite(request) -> Path:
     return path
 
 
-def _run(suite: Path, tests: set[str], models: list[str], tmp_path: Path) -> None:
-    """Runs the named tests of the suite on the models; fails unless each test passed once for each model."""
+def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path) -> None:
+    """Runs cases (test, model) of the suite; fails unless exactly these have passed."""
     report = tmp_path / "report.xml"
     here, root = Path(__file__).parent, Path(visionattn.__file__).parent.parent
     command = [sys.executable, "-m", "pytest", str(suite), "-c", os.devnull, "--rootdir", str(suite.parent)]
     command += ["-p", "no:cacheprovider", "-p", "timm_suite_plugin", "-W", "ignore", "-q", f"--junitxml={report}"]
-    command += ["-k", " or ".join(models)]
     path = os.pathsep.join([str(here), str(root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "TIMM_SUITE_MODELS": " ".join(models), "TIMM_SUITE_TESTS": " ".join(tests)}
+    environment = {**os.environ, "TIMM_SUITE_CASES": " ".join(sorted(f"{test}:{model}" for test, model in cases))}
     environment |= {"TORCH_BACKEND": "visionattn", "TIMEOUT": "3600", "PYTHONPATH": path}
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
@@ -76,20 +75,15 @@ def _run(suite: Path, tests: set[str], models: list[str], tmp_path: Path) -> Non
     ]
     assert done.returncode == 0, done.stdout[-8000:]
     # names are test[1-model], test[model] or test[1-model.tag]
-    found = sorted((name.split("[")[0], name.rstrip("]").split("[")[1].split("-")[-1].split(".")[0]) for name in passed)
-    assert found == sorted((test, model) for test in tests for model in models)
+    found = [(name.split("[")[0], name.rstrip("]").split("[")[1].split("-")[-1].split(".")[0]) for name in passed]
+    assert sorted(found) == sorted(cases)
 
 
-def test_configurations_of_all_models(suite, tmp_path):
-    _run(suite, {CONFIGURATION}, ALL, tmp_path)
-
-
-@pytest.mark.parametrize("model", SMALLEST)
-def test_whole_suite_for_the_smallest_of_each_family(suite, model, tmp_path):
-    _run(suite, FULL - {CONFIGURATION}, [model], tmp_path)
+def test_configurations_of_all_models_and_whole_suite_for_the_smallest_of_each_family(suite, tmp_path):
+    _run(suite, {(CONFIGURATION, model) for model in ALL} | {(t, model) for model in SMALLEST for t in FULL}, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [name for name in ALL if name not in SMALLEST])
 def test_whole_suite_for_the_others(suite, model, tmp_path):
-    _run(suite, FULL, [model], tmp_path)
+    _run(suite, {(test, model) for test in FULL}, tmp_path)

@@ -1,8 +1,8 @@
 """A pytest plug-in (``-p timm_suite_plugin``) that points timm's own test_models.py at models of this package.
 
-``TIMM_SUITE_MODELS`` names the models and ``TIMM_SUITE_TESTS`` the tests, separated by spaces. timm's suite asks
-``timm.list_models`` for its cases when it is collected; the narrowed function gives our names only, and gives them too
-where timm filters by its own files, so that the tests of intermediates and of pruning run.
+``TIMM_SUITE_CASES`` names the cases to run, ``test:model``, separated by spaces. timm's suite asks ``timm.list_models``
+for its cases when it is collected; the narrowed function gives our names only, and gives them too where timm filters by
+its own files, so that the tests of intermediates and of pruning run.
 """
 
 import functools
@@ -12,8 +12,8 @@ import timm
 
 import visionattn  # noqa: F401  registers the models
 
-MODELS = frozenset(os.environ["TIMM_SUITE_MODELS"].split())
-TESTS = frozenset(os.environ["TIMM_SUITE_TESTS"].split())
+CASES = {tuple(case.split(":")) for case in os.environ["TIMM_SUITE_CASES"].split()}
+MODELS = {model for _, model in CASES}
 
 
 def _narrowed(list_models):
@@ -29,8 +29,12 @@ timm.list_models = _narrowed(timm.list_models)
 timm.list_pretrained = _narrowed(timm.list_pretrained)
 
 
+def _case(item):
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return getattr(item, "originalname", item.name), str(parameters.get("model_name", "")).split(".")[0]
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the tests that were not asked for."""
-    chosen = [item for item in items if getattr(item, "originalname", item.name) in TESTS]
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = chosen
+    """Leaves out the cases that were not asked for."""
+    config.hook.pytest_deselected(items=[item for item in items if _case(item) not in CASES])
+    items[:] = [item for item in items if _case(item) in CASES]
