@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .geometry import Geometry
 
+CHUNK = 1 << 26  # logits that are held at a time: 256 MB
+
 
 class AxisTiles(NamedTuple):
     """How one axis is cut: N tiles of T queries, each with a box of X keys. Positions count along the map's axis."""
@@ -36,41 +38,44 @@ def tile_size(n: int, k: int, d: int, s: int) -> int | None:
     """
     if isinstance(n, int) and -(-n // d) <= max(16, 2 * k):
         return None
-    return s * max(1, round(max(8, k // 2) / s))
+    return s * max(1, round(max(4, k // 2) / s))
 
 
 def axis_tiles(n: int, k: int, d: int, s: int, tile: int | None, device: torch.device) -> AxisTiles:
     """Cut an axis of `n` positions into tiles of `tile` queries (None: one tile a group). All by arithmetic on aranges."""
-    longest = (n + d - 1) // d                              # the longest group's length; others may be one shorter
-    if tile is None:
+    longest = (n + d - 1) // d                               # the longest group's length; others may be one shorter
+    whole = tile is None
+    if whole:
         tile, box, count = longest, longest, 1
     else:
         box, count = tile - s + k, (longest + tile - 1) // tile
-    group = torch.arange(d, device=device).view(d, 1, 1)
-    length = (n - group + d - 1) // d                       # [d, 1, 1]
-    first = tile * torch.arange(count, device=device).view(1, count, 1)
-    query = first + torch.arange(tile, device=device)       # [d, count, T]
-    query = torch.minimum(query, length - 1)                # past the group's end: its last query again, dropped later
+        if not isinstance(n, int):                           # never 1: compilers would make that a graph of its own
+            count = (longest + tile - 2) // tile + 1
+    index = torch.arange(d * count, device=device).unsqueeze(1)
+    group = index // count                                   # [N, 1]
+    first = (index - group * count) * tile                   # [N, 1]
+    length = (n - group + d - 1) // d                        # [N, 1]
+    query = first + torch.arange(tile, device=device)        # [N, T]
+    query = torch.minimum(query, length - 1)                 # past the group's end: its last query again, dropped later
     leader = torch.minimum(query // s * s + s // 2, length - 1)
     start = torch.minimum((leader - k // 2).clamp(min=0), length - k)
-    key = start[..., :1] + torch.arange(box, device=device)  # [d, count, X]; the first query's window starts first
-    start, seen = start.unsqueeze(-1), key.unsqueeze(-2)    # [d, count, T, 1], [d, count, 1, X]
+    key = start[:, :1] + torch.arange(box, device=device)    # [N, X]; the first query's window starts first
+    start, seen = start.unsqueeze(2), key.unsqueeze(1)       # [N, T, 1], [N, 1, X]
     mask = (seen >= start) & (seen < start + k)
-    relative = (seen - query.unsqueeze(-1) + (k - 1)).clamp(0, 2 * k - 2)
+    relative = (seen - query.unsqueeze(2) + (k - 1)).clamp(0, 2 * k - 2)
     queries = keys = inverse = None
-    if tile is not None or n % d:                           # else a reshape does it
+    if not whole or n % d:                                   # else a reshape does it
         position = torch.arange(n, device=device)
-        queries = (query * d + group).flatten(0, 1)
-        keys = (key * d + group).clamp(max=n - 1).flatten(0, 1)
+        queries, keys = query * d + group, (key * d + group).clamp(max=n - 1)
         inverse = position % d * (count * tile) + position // d
-    return AxisTiles(queries, keys, inverse, mask.flatten(0, 1), relative.flatten(0, 1), d)
+    return AxisTiles(queries, keys, inverse, mask, relative, d)
 
 
 def _cut(x: Tensor, dim: int, positions: Tensor | None, dilation: int) -> Tensor:
     """Replace axis `dim` by two: tiles, and positions within the tile."""
     if positions is None:
         return x.unflatten(dim, (-1, dilation)).transpose(dim, dim + 1)
-    return x.index_select(dim, positions.flatten()).unflatten(dim, positions.shape)
+    return x[(slice(None),) * dim + (positions,)]
 
 
 def _join(x: Tensor, dim: int, axis: AxisTiles) -> Tensor:
@@ -96,10 +101,20 @@ def _logit_offsets(bias: Tensor | None, rows: AxisTiles, columns: AxisTiles, dty
         table = torch.zeros((), dtype=dtype, device=hidden.device).expand(1, *hidden.shape)
     else:
         y, x = rows.relative, columns.relative
-        table = bias.to(dtype).index_select(1, y.flatten()).index_select(2, x.flatten())
-        table = table.unflatten(2, x.shape).unflatten(1, y.shape)                     # [heads, M, S, Y, N, T, X]
+        table = bias.to(dtype)[:, y][..., x]                                          # [heads, M, S, Y, N, T, X]
         table = table.permute(0, 1, 4, 2, 5, 3, 6)                                    # [heads, M, N, S, T, Y, X]
     return table.masked_fill(hidden, float("-inf")).flatten(5, 6).flatten(3, 4)
+
+
+def _chunks(rows: AxisTiles, logits_a_tile: int) -> list[AxisTiles]:
+    """`rows` in runs of tiles that need CHUNK logits at most, or one tile, so that a large map needs little memory."""
+    many = rows.queries is not None and isinstance(rows.mask.shape[0] * logits_a_tile, int)
+    if not many or rows.mask.shape[0] * logits_a_tile <= CHUNK:
+        return [rows]
+    size = max(1, CHUNK // logits_a_tile)
+    parts = (x.split(size) for x in (rows.queries, rows.keys, rows.mask, rows.relative))
+    return [AxisTiles(queries, keys, rows.inverse, mask, relative, rows.dilation)
+            for queries, keys, mask, relative in zip(*parts)]
 
 
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry,
@@ -109,22 +124,26 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
     `bias`: [heads, 2 * kernel_h - 1, 2 * kernel_w - 1] or None. Differentiable any number of times. Computes in
     float32, or float64 for float64 inputs, and returns q's dtype. Arguments must have been checked.
     """
-    height, width = q.shape[1:3]
-    dtype, compute = q.dtype, torch.float64 if q.dtype == torch.float64 else torch.float32
+    batch, height, width, heads, _ = q.shape
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     rows, columns = (
         axis_tiles(n, kernel, d, s, tile_size(n, kernel, d, s), q.device)
-        for n, kernel, d, s in zip((height, width), geometry.kernel, geometry.dilation, geometry.stride))
+        for n, kernel, d, s in zip((height, width), geometry.kernel, geometry.dilation, geometry.stride, strict=True))
 
-    def tiles(x: Tensor, y_positions: Tensor | None, x_positions: Tensor | None) -> Tensor:
-        x = _cut(_cut(x.to(compute), 2, x_positions, columns.dilation), 1, y_positions, rows.dilation)
-        x = x.permute(0, 5, 1, 3, 2, 4, 6)                                            # [B, heads, M, N, S, T, D]
-        return x.flatten(4, 5)                                                        # [B, heads, M, N, S * T, D]
+    def tiles(x: Tensor, y: Tensor | None, x_: Tensor | None) -> Tensor:
+        x = _cut(_cut(x.to(compute), 2, x_, columns.dilation), 1, y, rows.dilation)   # [B, M, S, N, T, heads, D]
+        return x.permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5)                           # [B, heads, M, N, S * T, D]
 
-    queries = tiles(q * scale if compute == dtype else q.to(compute) * scale, rows.queries, columns.queries)
-    keys, values = tiles(k, rows.keys, columns.keys), tiles(v, rows.keys, columns.keys)
-    logits = queries @ keys.transpose(-1, -2)                                         # [B, heads, M, N, S * T, Y * X]
-    logits = logits + _logit_offsets(bias, rows, columns, compute)
-    out = logits.softmax(-1) @ values                                                 # [B, heads, M, N, S * T, Dv]
-    out = out.unflatten(4, (rows.mask.shape[1], columns.mask.shape[1]))               # [B, heads, M, N, S, T, Dv]
-    out = out.permute(0, 2, 4, 3, 5, 1, 6)                                            # [B, M, S, N, T, heads, Dv]
-    return _join(_join(out, 3, columns), 1, rows).to(dtype).contiguous()
+    def attend(rows: AxisTiles) -> Tensor:
+        queries = tiles(q, rows.queries, columns.queries) * scale
+        keys, values = (tiles(x, rows.keys, columns.keys) for x in (k, v))
+        logits = queries @ keys.transpose(-1, -2)                                     # [B, heads, M, N, S * T, Y * X]
+        logits = logits + _logit_offsets(bias, rows, columns, compute)
+        out = logits.softmax(-1) @ values                                             # [B, heads, M, N, S * T, Dv]
+        out = out.unflatten(4, (rows.mask.shape[1], columns.mask.shape[1]))           # [B, heads, M, N, S, T, Dv]
+        return out.permute(0, 2, 4, 3, 5, 1, 6)                                       # [B, M, S, N, T, heads, Dv]
+
+    logits_a_tile = batch * heads * rows.mask[0].numel() * columns.mask.numel()
+    out = [attend(chunk) for chunk in _chunks(rows, logits_a_tile)]
+    out = torch.cat(out, 1) if len(out) > 1 else out[0]
+    return _join(_join(out, 3, columns), 1, rows).to(q.dtype).contiguous()
