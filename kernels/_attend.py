@@ -71,15 +71,44 @@ def _program(tiles, heads):
 
 
 @triton.jit
+def _next_chunk(c_i, c_j, i_lo, i_hi, CH: tl.constexpr, CW: tl.constexpr):
+    """Down the box's rows, then on to its next columns; counted rather than divided out of a loop index."""
+    c_i += CH
+    wrap = c_i >= i_hi
+    return tl.where(wrap, i_lo, c_i), tl.where(wrap, c_j + CW, c_j)
+
+
+@triton.jit
+def gather(p, offset, ok, FTZ: tl.constexpr):
+    """float32 at p + offset where ok, anything elsewhere, in whatever layout its user has.
+
+    ``tl.load`` would pick a layout of its own and move every score through shared memory to meet it.
+    """
+    if FTZ:
+        address = p.to(tl.int64) + tl.where(ok, offset, 0).to(tl.int64) * 4
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];", "=f,l", [address], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.load(p + offset, mask=ok, other=0.0)
+
+
+@triton.jit
 def _scores(b_q, b_k, scale, p_bias, head, q_i, q_j, k_i, k_j, n_i, n_j, MASK: tl.constexpr, BIAS: tl.constexpr,
-            P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Masked scores in base 2 [M, N]; without a bias still unscaled, so that the scale folds into the exponent."""
+            P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
+    """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add."""
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
     if HAS_BIAS:
-        b_bias = tl.load(p_bias + BIAS(head, q_i, q_j, k_i, k_j, P), mask=ok, other=0.0).to(tl.float32)
-        b_s = b_s * scale + b_bias * LOG2E
+        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, P), ok, FTZ))
     return tl.where(ok, b_s, MASKED)
+
+
+@triton.jit
+def _unit(scale, HAS_BIAS: tl.constexpr):
+    """What turns :func:`_scores` into base-2 logits; positive, so that it commutes with the maximum."""
+    if HAS_BIAS:
+        return LOG2E
+    return scale * LOG2E
 
 
 @triton.jit
@@ -88,7 +117,7 @@ def attend_forward(
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     height, width, heads, tiles, a_y, a_x, scale,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr, ONE_COLUMN: tl.constexpr,
+    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
 ):  # fmt: skip
@@ -112,26 +141,24 @@ def attend_forward(
     b_o = tl.zeros([TH * TW, BDV], tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, TH, TW, P)
-    columns = 1 if ONE_COLUMN else tl.cdiv(j_hi - j_lo, CW)
-    for c in range(0, tl.cdiv(i_hi - i_lo, CH) * columns):
-        k_i = i_lo + (c // columns) * CH + o_n // CW
-        k_j = j_lo + (c % columns) * CW + o_n % CW
+    unit = _unit(scale, HAS_BIAS)
+    c_i, c_j = i_lo, j_lo
+    for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
+        k_i = c_i + o_n // CW
+        k_j = c_j + o_n % CW
         m_k = (k_i < i_hi) & (k_j < j_hi)
         ky, kx = PLACE(k_i, k_j, g)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
         b_s = _scores(b_q, b_k, scale, p_bias, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
-                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip  # [BM, BN]
-        if HAS_BIAS:
-            b_m_new = tl.maximum(b_m, tl.max(b_s, 1))
-            b_p = _exp2(b_s - b_m_new[:, None], FTZ)
-        else:
-            b_m_new = tl.maximum(b_m, tl.max(b_s, 1) * scale)
-            b_p = _exp2(b_s * scale - b_m_new[:, None], FTZ)
+                      MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+        b_m_new = tl.maximum(b_m, tl.max(b_s, 1) * unit)
+        b_p = _exp2(b_s * unit - b_m_new[:, None], FTZ)
         alpha = _exp2(b_m - b_m_new, FTZ)
         b_l = b_l * alpha + tl.sum(b_p, 1)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * alpha[:, None], input_precision=PRECISION)
         b_m = b_m_new
+        c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
 
     b_l = tl.where(m_q, b_l, 1.0)
     o_x = heads * DV
@@ -145,9 +172,9 @@ def attend_forward(
 def attend_backward_q(
     p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_delta, p_dq,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h,
-    height, width, heads, tiles, a_y, a_x, scale, factor,
+    height, width, heads, tiles, a_y, a_x, scale,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr, ONE_COLUMN: tl.constexpr,
+    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
 ):  # fmt: skip
@@ -181,33 +208,33 @@ def attend_backward_q(
     b_dq = tl.zeros([TH * TW, BD], tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, TH, TW, P)
-    columns = 1 if ONE_COLUMN else tl.cdiv(j_hi - j_lo, CW)
-    for c in range(0, tl.cdiv(i_hi - i_lo, CH) * columns):
-        k_i = i_lo + (c // columns) * CH + o_n // CW
-        k_j = j_lo + (c % columns) * CW + o_n % CW
+    unit = _unit(scale, HAS_BIAS)
+    c_i, c_j = i_lo, j_lo
+    for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
+        k_i = c_i + o_n // CW
+        k_j = c_j + o_n % CW
         m_k = (k_i < i_hi) & (k_j < j_hi)
         ky, kx = PLACE(k_i, k_j, g)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
         b_s = _scores(b_q, b_k, scale, p_bias, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
-                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip
-        if not HAS_BIAS:
-            b_s = b_s * scale
-        b_p = _exp2(b_s - b_lse[:, None], FTZ)
+                      MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
+        b_p = _exp2(b_s * unit - b_lse[:, None], FTZ)
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
         b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+        c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
 
-    store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * factor, D, BD)
+    store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale, D, BD)
 
 
 @triton.jit
 def attend_backward_kv(
     p_q, p_k, p_v, p_bias, p_grad, p_lse, p_delta, p_dk, p_dv,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
-    height, width, heads, tiles, a_y, a_x, scale, factor,
+    height, width, heads, tiles, a_y, a_x, scale,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN_T: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr, ONE_COLUMN: tl.constexpr,
+    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
 ):  # fmt: skip
@@ -237,10 +264,11 @@ def attend_backward_kv(
     b_dv = tl.zeros([TH * TW, BDV], tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN_T(i0, j0, n_i, n_j, TH, TW, P)
-    columns = 1 if ONE_COLUMN else tl.cdiv(j_hi - j_lo, CW)
-    for c in range(0, tl.cdiv(i_hi - i_lo, CH) * columns):
-        q_i = i_lo + (c // columns) * CH + o_n // CW
-        q_j = j_lo + (c % columns) * CW + o_n % CW
+    unit = _unit(scale, HAS_BIAS)
+    c_i, c_j = i_lo, j_lo
+    for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
+        q_i = c_i + o_n // CW
+        q_j = c_j + o_n % CW
         m_q = (q_i < i_hi) & (q_j < j_hi)
         qy, qx = PLACE(q_i, q_j, g)
         o_q = o_row + qy.to(tl.int64) * width + qx
@@ -249,77 +277,16 @@ def attend_backward_kv(
         b_lse = tl.load(p_lse + o_q, mask=m_q, other=float("inf"))
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
         b_s = _scores(b_k, b_q, scale, p_bias, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None], n_i, n_j,
-                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip  # [keys BM, queries BN]
-        if not HAS_BIAS:
-            b_s = b_s * scale
-        b_p = _exp2(b_s - b_lse[None, :], FTZ)
+                      MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
+        b_p = _exp2(b_s * unit - b_lse[None, :], FTZ)
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)
         b_ds = b_p * (b_dp - b_delta[None, :])
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+        c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
 
-    store_rows(p_dk, d_y * ALIGN, d_x * ALIGN, y, x, m_k, b_dk * factor, D, BD)
+    store_rows(p_dk, d_y * ALIGN, d_x * ALIGN, y, x, m_k, b_dk * scale, D, BD)
     store_rows(p_dv, e_y * ALIGN, e_x * ALIGN, y, x, m_k, b_dv, DV, BDV)
-
-
-@triton.jit
-def attend_backward_closed(
-    p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_dq, p_dk, p_dv, p_dbias,
-    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
-    c_b, c_y, c_x, c_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
-    height, width, heads, tiles, windows, a_y, a_x, scale, factor,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
-):  # fmt: skip
-    """All gradients where one tile is the whole space (queries and keys are the same positions).
-
-    Persistent: program (slice, head) walks every ``slices``-th window and keeps the sum of dS in registers, so the
-    gradient of the bias costs one addition a pair and one [TH*TW, TH*TW] block a program.
-    """
-    head = tl.program_id(0) % heads
-    first = tl.program_id(0) // heads
-    slices = tl.num_programs(0) // heads
-    o_m = tl.arange(0, TH * TW)
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
-    b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
-    for w in range(first, windows, slices):
-        i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
-        b = (w // tiles).to(tl.int64)
-        i = i0 + o_m // TW
-        j = j0 + o_m % TW
-        ok = (i < n_i) & (j < n_j)
-        y, x = PLACE(i, j, g)
-        o_image = b * height * width * o_x + head * DV
-        o_row = (b * heads + head) * height * width + y.to(tl.int64) * width + x
-        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, ok, D, BD, UPCAST)
-        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
-        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
-        b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, ok, DV, BDV, UPCAST)
-        b_out = load_rows(p_out + o_image, o_y, o_x, y, x, ok, DV, BDV, False)
-        b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)
-        b_lse = tl.load(p_lse + o_row, mask=ok, other=float("inf"))
-        b_s = _scores(b_q, b_k, scale, p_bias, head, i[:, None], j[:, None], i[None, :], j[None, :], n_i, n_j,
-                      MASK, BIAS, P, HAS_BIAS, PRECISION)  # fmt: skip
-        if not HAS_BIAS:
-            b_s = b_s * scale
-        b_p = _exp2(b_s - b_lse[:, None], FTZ)  # [BM, BM]
-        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-        b_ds = b_p * (b_dp - b_delta[:, None])
-        if BIAS_GRAD:
-            b_dbias += b_ds
-        b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, input_precision=PRECISION)
-        b_ds = b_ds.to(b_q.dtype)
-        b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION)
-        b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
-        store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, ok, b_dv, DV, BDV)
-        store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, ok, b_dk * factor, D, BD)
-        store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, ok, b_dq * factor, D, BD)
-    if BIAS_GRAD:
-        p_dbias += tl.program_id(0).to(tl.int64) * (TH * TW * TH * TW)
-        tl.store(p_dbias + o_m[:, None] * (TH * TW) + o_m[None, :], b_dbias)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ def bias_backward(
     p_q, p_k, p_v, p_bias, p_grad, p_lse, p_delta, p_partial,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     batch, height, width, heads, dil_y, dil_x, slices, scale,
-    P: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    P: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, IMAGES: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
 ):  # fmt: skip
@@ -52,12 +52,14 @@ def bias_backward(
     b_bias = tl.load(p_bias + (head * ROWS + e + P[0] - 1) * (2 * P[1] - 1) + b_column, mask=m_column, other=0.0)
     b_bias = b_bias.to(tl.float32) * LOG2E
 
+    unit = scale * LOG2E
     lo, hi = _query_rows(e, tl.cdiv(height, dil_y), P[0], P[2])
     per_group = tl.maximum(hi - lo + 1, 0)
     segments = tl.cdiv(tl.cdiv(width, dil_x), BQ)
-    work = batch * dil_y * dil_x * per_group * segments
+    work = tl.cdiv(batch, IMAGES) * dil_y * dil_x * per_group * segments
     share = tl.cdiv(work, slices)
     for w in range(part * share, tl.minimum((part + 1) * share, work)):
+        # one place of the map in IMAGES images: its masks and addresses are worked out once
         j0 = (w % segments) * BQ
         rest_w = w // segments
         row = rest_w % per_group
@@ -65,34 +67,35 @@ def bias_backward(
         g_x = rest_w % dil_x
         rest_w = rest_w // dil_x
         g_y = rest_w % dil_y
-        b = (rest_w // dil_y).to(tl.int64)
+        b0 = (rest_w // dil_y) * IMAGES
         n_i = (height - g_y + dil_y - 1) // dil_y
         n_j = (width - g_x + dil_x - 1) // dil_x
         lo, hi = _query_rows(e, n_i, P[0], P[2])
-        i = lo + row
+        q_i = tl.full([BQ], 0, tl.int32) + (lo + row)
+        k_i = tl.full([BK], 0, tl.int32) + (lo + row + e)
         q_j = j0 + o_m
         k_j = j0 - (P[1] - 1) + o_n
-        q_i = tl.full([BQ], 0, tl.int32) + i
-        k_i = tl.full([BK], 0, tl.int32) + i + e
         m_q = (q_j < n_j) & (q_i <= hi) & _within(q_i + e, window_start(q_i, n_i, P[0], P[2]), P[0])
         m_k = (k_j >= 0) & (k_j < n_j) & (k_i <= hi + e)
-        y = g_y + q_i * dil_y
-        ky = g_y + k_i * dil_y
-        x = g_x + q_j * dil_x
-        kx = g_x + k_j * dil_x
-        o_row = (b * heads + head) * height * width + y.to(tl.int64) * width + x
-        o_image = b * height * width * o_x + head * DV
-        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
-        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
-        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
-        b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
-        b_lse = tl.load(p_lse + o_row, mask=m_q, other=float("inf"))
-        b_delta = tl.load(p_delta + o_row, mask=m_q, other=0.0)
         ok = _within(k_j[None, :], window_start(q_j, n_j, P[1], P[3])[:, None], P[1])
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale + b_bias
-        b_p = _exp2(tl.where(ok, b_s, MASKED) - b_lse[:, None], FTZ)
-        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-        b_sum += b_p * (b_dp - b_delta[:, None])
+        b_add = tl.where(ok, b_bias, MASKED)
+        y = g_y + q_i * dil_y
+        x = g_x + q_j * dil_x
+        ky = g_y + k_i * dil_y
+        kx = g_x + k_j * dil_x
+        o_row = head * height * width + y * width + x
+        for i in range(b0, tl.minimum(b0 + IMAGES, batch)):
+            b = tl.cast(i, tl.int64)
+            b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
+            b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
+            b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
+            b_g = load_rows(p_grad + b * height * o_y + head * DV, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
+            b_lse = tl.load(p_lse + b * heads * height * width + o_row, mask=m_q, other=float("inf"))
+            b_delta = tl.load(p_delta + b * heads * height * width + o_row, mask=m_q, other=0.0)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_add
+            b_p = _exp2(b_s - b_lse[:, None], FTZ)
+            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+            b_sum += b_p * (b_dp - b_delta[:, None])
 
     p_partial += (((part.to(tl.int64) * heads + head) * ROWS + e + P[0] - 1) * CHUNKS + chunk) * BQ * BK
     tl.store(p_partial + o_m[:, None] * BK + tl.arange(0, BK)[None, :], b_sum)

@@ -1,4 +1,4 @@
-"""Neighborhood attention on the Triton tile engine: launches, and when they can run.
+"""Neighborhood attention on the Triton tile engine: what is launched, and when it can run.
 
 Layouts: q, k [B, H, W, heads, D], v [B, H, W, heads, Dv], any strides with the last dimension contiguous; out, its
 gradient and lse are contiguous. The relative table's gradient is a sum of dS over all pairs of one displacement: kept
@@ -7,27 +7,29 @@ in registers by the closed kernel (kernel = group), by :mod:`.bias` where neighb
 
 import functools
 import math
-from math import gcd
 
 import torch
 import triton
 from torch import Tensor
 
 from .. import _attend as engine
-from . import bias as bias_kernels
-from . import maps, tuning
+from .. import _attend_closed as closed
 from .._launch import launch, unspecialised
+from . import bias as overlapping
+from . import maps, tuning
 from .geometry import Geometry
 
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-PROGRAMS = 1056  # persistent programs of a launch: 8 a multiprocessor of the largest cards; bounds every partial sum
+BIAS_TILE = (16, 32, 16)  # queries, keys and images that a step of the table's gradient takes
 
 FORWARD = unspecialised(engine.attend_forward)
 BACKWARD_Q = unspecialised(engine.attend_backward_q)
 BACKWARD_KV = unspecialised(engine.attend_backward_kv)
-BACKWARD_CLOSED = unspecialised(engine.attend_backward_closed)
-BIAS_BACKWARD = unspecialised(bias_kernels.bias_backward)
+CLOSED_FORWARD = unspecialised(closed.attend_closed_forward)
+CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
+BIAS_BACKWARD = unspecialised(overlapping.bias_backward)
+FOLD = dict(BLOCK=32, DEPTH=32)
 FOLD_BIAS = unspecialised(engine.fold_bias)
 
 
@@ -39,75 +41,33 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: 
         return f"dtype {q.dtype} is not one of float16, bfloat16, float32"
     if max(q.shape[-1], v.shape[-1]) > 256:
         return f"head dimension {max(q.shape[-1], v.shape[-1])} is over 256"
-    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
-        return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
+    if q.is_cuda and _device(q.device)[1] < (8, 0):
+        return f"compute capability {_device(q.device)[1]} is below (8, 0)"
     return None
-
-
-def _padded(n: int) -> int:
-    return max(16, triton.next_power_of_2(n))
-
-
-def _precision(dtype: torch.dtype) -> str:
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
-
-
-def _constants(q: Tensor, v: Tensor, align: int) -> dict:
-    d, dv = q.shape[-1], v.shape[-1]
-    return dict(D=d, BD=_padded(d), DV=dv, BDV=_padded(dv), ALIGN=align, PRECISION=_precision(q.dtype),
-                UPCAST=INTERPRETED and q.dtype == torch.bfloat16, FTZ=not INTERPRETED)  # fmt: skip
-
-
-def _strides(*tensors: Tensor) -> tuple[list[int], int]:
-    """(batch, row, column, head) strides of each tensor in units of ``align`` elements, and ``align``."""
-    flat = [s for t in tensors for s in t.stride()[:4]]
-    align = gcd(8, *flat)
-    return [s // align for s in flat], align
-
-
-def _rows_contiguous(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-
-
-def _launch(geometry: Geometry, height: int, width: int, tiles: tuning.Tiles) -> tuple[int, dict]:
-    """How many tiles an image has, and the constexpr arguments that every pass shares."""
-    (ky, kx), (dy, dx), (sy, sx) = geometry
-    (th, tw), (ch, cw) = tiles.tile, tiles.chunk
-    count = dy * math.ceil(math.ceil(height / dy) / th) * dx * math.ceil(math.ceil(width / dx) / tw)
-    return count, dict(
-        LOCATE=maps.locate, PLACE=maps.place, BIAS=maps.table_offset, P=(ky, kx, sy, sx), TH=th, TW=tw, CH=ch, CW=cw,
-        num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
-
-
-def _closed(geometry: Geometry, height: int, width: int, head_dim: int) -> tuple[int, int] | None:
-    if head_dim > 64 or not geometry.is_closed(height, width):
-        return None
-    return tuning.closed_tiles(geometry.kernel)
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float
 ) -> tuple[Tensor, Tensor]:
     """(out [B, H, W, heads, Dv] contiguous in q's dtype, lse float32 [B, heads, H, W] in base 2)."""
-    batch, height, width, heads, d = q.shape
-    q, k, v = map(_rows_contiguous, (q, k, v))
+    batch, height, width, heads, _ = q.shape
+    q, k, v = _contiguous_rows(q), _contiguous_rows(k), _contiguous_rows(v)
     out = torch.empty(batch, height, width, heads, v.shape[-1], device=q.device, dtype=q.dtype)
     lse = torch.empty(batch, heads, height, width, device=q.device, dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    head_dim = _padded(max(d, v.shape[-1]))
-    tiles = tuning.forward_tiles(geometry.kernel, head_dim, q.dtype == torch.float32)
-    side = _closed(geometry, height, width, head_dim)
-    if side:
-        tiles = tiles._replace(tile=side, chunk=side, stages=1)
-    count, shared = _launch(geometry, height, width, tiles)
+    bias = _table(q, bias, geometry, scale)
     strides, align = _strides(q, k, v)
-    launch(
-        FORWARD, batch * count * heads, q, k, v, q if bias is None else bias, out, lse, *strides, height, width, heads, count, *geometry.dilation,
-        scale * math.log2(math.e), SPAN=maps.key_span, MASK=maps.everything if side else maps.neighbors,
-        ONE_COLUMN=tiles.tile[1] - 1 + geometry.kernel[1] <= tiles.chunk[1] or side is not None,
-        HAS_BIAS=bias is not None, **shared, **_constants(q, v, align))  # fmt: skip
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, _tf32())
+    tensors = (q, k, v, q if bias is None else bias, out, lse)
+    if plan.closed:
+        windows = batch * plan.tiles
+        slices = min(windows, _programs(q.device, heads))
+        launch(CLOSED_FORWARD, slices * heads, plan.forward, *tensors, *strides, height, width, heads, plan.tiles,
+               windows, *geometry.dilation, scale)  # fmt: skip
+    else:
+        launch(FORWARD, batch * heads * plan.tiles, plan.forward, *tensors, *strides, height, width, heads, plan.tiles,
+               *geometry.dilation, scale)  # fmt: skip
     return out, lse
 
 
@@ -116,54 +76,130 @@ def backward(
     geometry: Geometry, scale: float, dq: Tensor, dk: Tensor, dv: Tensor, bias_grad: bool,
 ) -> Tensor | None:  # fmt: skip
     """Writes into dq, dk, dv (shapes of q, k, v; last dimension contiguous); returns the table's float32 gradient."""
-    batch, height, width, heads, d = q.shape
-    q, k, v, grad_out = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v), grad_out.contiguous()
+    batch, height, width, heads, _ = q.shape
+    q, k, v, grad_out = _contiguous_rows(q), _contiguous_rows(k), _contiguous_rows(v), grad_out.contiguous()
     if out.numel() == 0:
         return torch.zeros(bias.shape, device=q.device) if bias_grad else None
-    head_dim = _padded(max(d, v.shape[-1]))
-    table = q if bias is None else bias
-    scores = scale * math.log2(math.e)
+    bias = _table(q, bias, geometry, scale)
     strides, align = _strides(q, k, v, dq, dk, dv)
-    inputs, grads = strides[:12], strides[12:]
-    constants = _constants(q, v, align) | dict(HAS_BIAS=bias is not None)
-    side = _closed(geometry, height, width, head_dim)
-    if side:
-        tiles = tuning.Tiles(side, side, 4, 2)
-        count, shared = _launch(geometry, height, width, tiles)
-        del shared["CH"], shared["CW"]
-        slices = max(1, min(batch * count, PROGRAMS // heads))
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, _tf32())
+    table = q if bias is None else bias
+    if plan.closed:
+        windows = batch * plan.tiles
+        slices = min(windows, _programs(q.device, heads))
         cells = 64 * 64
         partial = torch.empty(slices * heads * cells if bias_grad else 0, device=q.device, dtype=torch.float32)
-        launch(
-            BACKWARD_CLOSED, slices * heads, q, k, v, table, out, grad_out, lse, dq, dk, dv, partial, *inputs, *grads, height, width, heads, count,
-            batch * count, *geometry.dilation, scores, scale, MASK=maps.everything, BIAS_GRAD=bias_grad, **shared,
-            **constants)  # fmt: skip
-        return _fold(partial, bias, slices, cells, _closed_index(geometry.kernel, side, q.device)) if bias_grad else None
+        launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], q, k, v, table, out, grad_out, lse,
+               dq, dk, dv, partial, *strides, height, width, heads, plan.tiles, windows, *geometry.dilation,
+               scale)  # fmt: skip
+        return _fold(partial, bias, slices, cells, _closed_index(geometry.kernel, q.device)) if bias_grad else None
 
-    tiles = tuning.backward_tiles(geometry.kernel, head_dim, q.dtype == torch.float32)
-    count, shared = _launch(geometry, height, width, tiles)
-    shared |= constants | dict(MASK=maps.neighbors)
     delta = torch.empty_like(lse)
-    programs = batch * count * heads
-    sizes = (height, width, heads, count, *geometry.dilation, scores, scale)
-    one_column = tiles.tile[1] - 1 + geometry.kernel[1] <= tiles.chunk[1]
-    launch(BACKWARD_Q, programs, q, k, v, table, out, grad_out, lse, delta, dq, *inputs, *grads[:4], *sizes, SPAN=maps.key_span,
-                     ONE_COLUMN=one_column, **shared)  # fmt: skip
-    launch(BACKWARD_KV, programs, q, k, v, table, grad_out, lse, delta, dk, dv, *inputs, *grads[4:], *sizes,
-                      SPAN_T=maps.query_span, ONE_COLUMN=False, **shared)  # fmt: skip
+    numbers = (*geometry.dilation, scale)
+    launch(BACKWARD_Q, batch * heads * plan.query_tiles, plan.queries, q, k, v, table, out, grad_out, lse, delta, dq,
+           *strides[:16], height, width, heads, plan.query_tiles, *numbers)  # fmt: skip
+    launch(BACKWARD_KV, batch * heads * plan.key_tiles, plan.keys, q, k, v, table, grad_out, lse, delta, dk, dv,
+           *strides[:12], *strides[16:], height, width, heads, plan.key_tiles, *numbers)  # fmt: skip
     if not bias_grad:
         return None
-    bq, bk = 16, 32
-    chunks = math.ceil((bq + 2 * geometry.kernel[1] - 2) / bk)
-    lines = (2 * geometry.kernel[0] - 1) * chunks
-    slices = max(1, 4 * PROGRAMS // (heads * lines))
+    bq, bk, _ = BIAS_TILE
+    lines = (2 * geometry.kernel[0] - 1) * math.ceil((bq + 2 * geometry.kernel[1] - 2) / bk)
+    slices = max(1, 8 * _programs(q.device, heads) // lines)  # these programs are one warp
     cells = lines * bq * bk
     partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
-    del constants["HAS_BIAS"]
-    launch(
-        BIAS_BACKWARD, slices * lines * heads, q, k, v, bias, grad_out, lse, delta, partial, *inputs, batch, height, width, heads, *geometry.dilation, slices,
-        scores, P=(*geometry.kernel, *geometry.stride), BQ=bq, BK=bk, num_warps=1, num_stages=2, **constants)  # fmt: skip
-    return _fold(partial, bias, slices, cells, _open_index(geometry.kernel, bq, bk, q.device))
+    launch(BIAS_BACKWARD, slices * lines * heads, plan.bias, q, k, v, table, grad_out, lse, delta, partial,
+           *strides[:12], batch, height, width, heads, *geometry.dilation, slices, scale)  # fmt: skip
+    return _fold(partial, bias, slices, cells, _open_index(geometry.kernel, q.device))
+
+
+class _Plan:
+    """The launches' constants for one geometry, map and dtype: worked out once, since they cost more than a launch."""
+
+    def __init__(self, geometry: Geometry, height: int, width: int, d: int, dv: int, dtype: torch.dtype, bias: bool,
+                 align: int, tf32: bool) -> None:  # fmt: skip
+        wide = dtype == torch.float32
+        head_dim = _padded(max(d, dv))
+        shared = dict(
+            LOCATE=maps.locate, PLACE=maps.place, BIAS=maps.table_offset, P=(*geometry.kernel, *geometry.stride),
+            D=d, BD=_padded(d), DV=dv, BDV=_padded(dv), ALIGN=align, HAS_BIAS=bias,
+            PRECISION="tf32" if wide and tf32 else "ieee", UPCAST=INTERPRETED and dtype == torch.bfloat16,
+            FTZ=not INTERPRETED)  # fmt: skip
+        side = tuning.closed_side(geometry.kernel)
+        self.closed = side is not None and head_dim <= 64 and geometry.is_closed(height, width)
+        if self.closed:
+            self.tiles = geometry.dilation[0] * geometry.dilation[1]
+            warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
+            shared |= dict(TH=side[0], TW=side[1], num_warps=warps)
+            self.forward = shared | dict(num_stages=forward_stages)
+            self.closed_backward = [
+                shared | dict(BIAS_GRAD=grad, num_stages=backward_stages) for grad in (False, True)
+            ]
+            return
+
+        def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:
+            count = math.prod(
+                dil * math.ceil(math.ceil(n / dil) / t)
+                for n, dil, t in zip((height, width), geometry.dilation, tiles.tile, strict=True)
+            )
+            return count, shared | more | dict(
+                MASK=maps.neighbors, TH=tiles.tile[0], TW=tiles.tile[1], CH=tiles.chunk[0], CW=tiles.chunk[1],
+                num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
+
+        self.tiles, self.forward = open_pass(
+            tuning.forward_tiles(geometry.kernel, head_dim, wide, bias), SPAN=maps.key_span)  # fmt: skip
+        self.query_tiles, self.queries = open_pass(
+            tuning.query_tiles(geometry.kernel, head_dim, wide), SPAN=maps.key_span)  # fmt: skip
+        self.key_tiles, self.keys = open_pass(
+            tuning.key_tiles(geometry.kernel, head_dim, wide), SPAN_T=maps.query_span)  # fmt: skip
+        names = ("P", "D", "BD", "DV", "BDV", "ALIGN", "PRECISION", "UPCAST", "FTZ")
+        self.bias = {name: shared[name] for name in names} | dict(
+            BQ=BIAS_TILE[0], BK=BIAS_TILE[1], IMAGES=BIAS_TILE[2], num_warps=1 if head_dim <= 32 and not wide else 4,
+            num_stages=1 if wide else 3)  # fmt: skip
+
+
+_plan = functools.lru_cache(maxsize=4096)(_Plan)
+
+
+def _padded(n: int) -> int:
+    return max(16, triton.next_power_of_2(n))
+
+
+def _tf32() -> bool:
+    return torch.backends.cuda.matmul.allow_tf32
+
+
+def _contiguous_rows(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+def _strides(*tensors: Tensor) -> tuple[list[int], int]:
+    """(batch, row, column, head) strides of each tensor in units of ``align`` elements, and ``align``."""
+    flat = [s for t in tensors for s in t.stride()[:4]]
+    align = math.gcd(8, *flat)
+    return [s // align for s in flat], align
+
+
+def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:
+    """The table as the kernels read it; zeros for a scale that is not positive, which they only take beside a bias."""
+    if bias is not None:
+        return bias.float().contiguous()
+    if scale > 0:
+        return None
+    return torch.zeros(q.shape[3], *(2 * n - 1 for n in geometry.kernel), device=q.device)
+
+
+@functools.cache
+def _device(device: torch.device) -> tuple[int, tuple[int, int]]:
+    """(multiprocessors, compute capability); of an H200 where there is no GPU."""
+    if device.type != "cuda":
+        return 132, (9, 0)
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, (properties.major, properties.minor)
+
+
+def _programs(device: torch.device, heads: int) -> int:
+    """Persistent programs a head, four a multiprocessor in all: every partial sum is bounded by their number."""
+    return max(1, 4 * _device(device)[0] // heads)
 
 
 def _fold(partial: Tensor, bias: Tensor, slices: int, cells: int, index: Tensor) -> Tensor:
@@ -171,26 +207,28 @@ def _fold(partial: Tensor, bias: Tensor, slices: int, cells: int, index: Tensor)
     total = partial.view(slices, heads, cells).sum(0)
     dbias = torch.empty(bias.shape, device=bias.device, dtype=torch.float32)
     count, depth = index.shape
-    launch(FOLD_BIAS, triton.cdiv(count, 32) * heads, total, index, dbias, heads, cells, count, depth, BLOCK=32, DEPTH=32)
+    launch(FOLD_BIAS, triton.cdiv(count, 32) * heads, FOLD, total, index, dbias, heads, cells, count, depth)
     return dbias
 
 
 @functools.lru_cache(maxsize=64)
-def _closed_index(kernel: tuple[int, int], side: tuple[int, int], device: torch.device) -> Tensor:
+def _closed_index(kernel: tuple[int, int], device: torch.device) -> Tensor:
     """[displacements, pairs]: the cells of a [64, 64] block (query, key) that have one displacement; -1 pads."""
     ky, kx = kernel
+    columns = tuning.closed_side(kernel)[1]
     e = torch.arange(1 - ky, ky)[:, None, None, None]
     f = torch.arange(1 - kx, kx)[None, :, None, None]
     i = torch.arange(ky)[None, None, :, None]
     j = torch.arange(kx)[None, None, None, :]
     ok = (i + e >= 0) & (i + e < ky) & (j + f >= 0) & (j + f < kx)
-    cell = (i * side[1] + j) * 64 + (i + e) * side[1] + j + f
+    cell = (i * columns + j) * 64 + (i + e) * columns + j + f
     return torch.where(ok, cell, -1).reshape((2 * ky - 1) * (2 * kx - 1), -1).to(device, torch.int32)
 
 
 @functools.lru_cache(maxsize=64)
-def _open_index(kernel: tuple[int, int], bq: int, bk: int, device: torch.device) -> Tensor:
+def _open_index(kernel: tuple[int, int], device: torch.device) -> Tensor:
     """[displacements, BQ]: the cells of [rows, chunks, BQ, BK] where key column - query column is one displacement."""
+    bq, bk, _ = BIAS_TILE
     rows, columns = 2 * kernel[0] - 1, 2 * kernel[1] - 1
     chunks = math.ceil((bq + columns - 1) / bk)
     e = torch.arange(rows)[:, None, None]

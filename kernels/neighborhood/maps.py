@@ -76,12 +76,9 @@ def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
 
 
 @triton.jit
-def everything(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
-    """The closed case, kernel = group: only the tile's padding is masked."""
-    return ((k_i < n_i) & (k_j < n_j)) & (q_i == q_i)
-
-
-@triton.jit
 def table_offset(head, q_i, q_j, k_i, k_j, P: tl.constexpr):
     """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1]: key minus query."""
-    return (head * (2 * P[0] - 1) + k_i - q_i + P[0] - 1) * (2 * P[1] - 1) + k_j - q_j + P[1] - 1
+    W: tl.constexpr = 2 * P[1] - 1
+    centre = head * (2 * P[0] - 1) * W + (P[0] - 1) * W + P[1] - 1
+    # one addition a pair: what depends on a key or a query alone stays outside the broadcast
+    return (k_i * W + k_j) + (centre - (q_i * W + q_j))

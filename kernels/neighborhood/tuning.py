@@ -1,4 +1,4 @@
-"""Tile shapes by pass, head dimension and window: a small table, never keyed by batch or map size."""
+"""Tile shapes by pass, head dimension, dtype and window: a small table, never keyed by batch or map size."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,7 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def _narrow(kernel: tuple[int, int]) -> bool:
-    # an 8x8 tile's box then spans at most 16 columns: whole rows of it make one chunk
-    return kernel[1] <= 9
-
-
-def closed_tiles(kernel: tuple[int, int]) -> tuple[int, int] | None:
+def closed_side(kernel: tuple[int, int]) -> tuple[int, int] | None:
     """The tile that holds a whole window of at most 64 positions, or None where the window is larger."""
     side = [1 << (k - 1).bit_length() for k in kernel]
     while side[0] * side[1] < 64:  # 64 rows fill the tensor cores' tile
@@ -25,21 +20,42 @@ def closed_tiles(kernel: tuple[int, int]) -> tuple[int, int] | None:
     return (side[0], side[1]) if side[0] * side[1] == 64 else None
 
 
-def forward_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
-    """``wide``: 32-bit inputs, which take twice the room; ``head_dim`` is the larger of q's and v's, padded."""
-    if head_dim > 128 or (wide and head_dim > 64):
-        return Tiles((4, 8), (4, 8), 4, 1 if wide else 2)
+def closed_launch(head_dim: int, wide: bool) -> tuple[int, int, int]:
+    """(warps, forward stages, backward stages) of the closed kernels."""
     if wide:
-        return Tiles((4, 8), (2, 16) if _narrow(kernel) else (4, 8), 4, 2)
+        return 8, 1, 1
+    return (4, 3, 3) if head_dim <= 32 else (4, 2, 2)
+
+
+def _chunk(kernel: tuple[int, int]) -> tuple[int, int]:
+    # an 8x8 tile's box spans at most 16 columns up to kernel 9: whole rows of it make one chunk
+    return (2, 16) if kernel[1] <= 9 else (4, 8)
+
+
+def forward_tiles(kernel: tuple[int, int], head_dim: int, wide: bool, bias: bool) -> Tiles:
+    """``wide``: 32-bit inputs, twice the room; ``head_dim``: the larger of q's and v's, padded to a power of two."""
+    if wide:
+        return Tiles((4, 8), _chunk(kernel), 4 if head_dim <= 64 else 8, 1)
+    if head_dim > 128:
+        return Tiles((4, 8), (4, 8), 4, 2)
     if head_dim > 64:
-        return Tiles((8, 8), (2, 16) if _narrow(kernel) else (4, 8), 4, 2)
-    return Tiles((8, 8), (2, 16) if _narrow(kernel) else (4, 16), 4, 3)
+        return Tiles((8, 8), _chunk(kernel), 4, 2)
+    if kernel[1] > 9:
+        return Tiles((8, 8), (4, 16), 4, 3)
+    return Tiles((8, 8), (2, 16), 4 if bias else 2, 3 if bias else 2)
 
 
-def backward_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
-    """For both backward passes: their accumulators double with the head dimension."""
+def query_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
+    """The dq pass."""
+    if wide or head_dim > 64:
+        return key_tiles(kernel, head_dim, wide)
+    return Tiles((8, 8), _chunk(kernel), 4, 3)
+
+
+def key_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
+    """The dk, dv pass: two accumulators; unpipelined, since staging lse and delta costs more than it hides."""
+    if wide:
+        return Tiles((4, 8), (2, 8), 4 if head_dim <= 32 else 8, 1)
     if head_dim > 128:
         return Tiles((4, 8), (2, 8), 8, 1)
-    if wide or head_dim > 64:
-        return Tiles((4, 8), (2, 16) if _narrow(kernel) else (4, 8), 4, 1 if wide and head_dim > 64 else 2)
-    return Tiles((8, 8), (2, 16) if _narrow(kernel) else (4, 8), 4, 2)
+    return Tiles((4, 8) if head_dim > 64 else (8, 8), _chunk(kernel), 4, 1)

@@ -1,0 +1,116 @@
+"""The tile engine where one tile holds a whole space: queries and keys are the same at most 64 positions.
+
+Windows, and dilation groups that the kernel just fills. Programs are persistent: program (slice, head) walks every
+``slices``-th space of the batch, so the mask and the bias are one [N, N] block of registers, loaded once, and the
+gradient of the bias is another, stored once. Index maps are those of :mod:`._attend`.
+"""
+
+import triton
+import triton.language as tl
+
+from ._attend import LOG2E, MASKED, _exp2, gather, load_rows, store_rows
+
+
+@triton.jit
+def _pair_bias(p_bias, head, i, j, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
+    """Bias in base 2 with the padding of the tile masked, [N queries, N keys]; the same for every space."""
+    pair = ok[:, None] & ok[None, :]
+    b_bias = tl.zeros(pair.shape, tl.float32)
+    if HAS_BIAS:
+        offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], P)
+        b_bias += gather(p_bias, offset, pair, FTZ) * LOG2E
+    return tl.where(ok[None, :], b_bias, MASKED)
+
+
+@triton.jit
+def attend_closed_forward(
+    p_q, p_k, p_v, p_bias, p_out, p_lse,
+    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
+    height, width, heads, tiles, windows, a_y, a_x, scale,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+):  # fmt: skip
+    """out and lse of all windows of one head in this program's slice. Strides count ALIGN elements."""
+    head = tl.program_id(0) % heads
+    first = tl.program_id(0) // heads
+    slices = tl.num_programs(0) // heads
+    o_m = tl.arange(0, TH * TW)
+    i = o_m // TW
+    j = o_m % TW
+    o_x = heads * DV
+    o_y = width.to(tl.int64) * o_x
+    i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
+    ok = (i < n_i) & (j < n_j)
+    b_bias = _pair_bias(p_bias, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
+    unit = scale * LOG2E
+    for w in range(first, windows, slices):
+        i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
+        b = (w // tiles).to(tl.int64)
+        y, x = PLACE(i, j, g)
+        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, ok, D, BD, UPCAST)
+        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
+        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
+        b_m = tl.max(b_s, 1)
+        b_p = _exp2(b_s - b_m[:, None], FTZ)
+        b_l = tl.sum(b_p, 1)
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION) / b_l[:, None]
+        store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, ok, b_o, DV, BDV)
+        o_row = (b * heads + head) * height * width + y.to(tl.int64) * width + x
+        tl.store(p_lse + o_row, b_m + tl.log2(b_l), mask=ok)
+
+
+@triton.jit
+def attend_closed_backward(
+    p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_dq, p_dk, p_dv, p_dbias,
+    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
+    c_b, c_y, c_x, c_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
+    height, width, heads, tiles, windows, a_y, a_x, scale,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+):  # fmt: skip
+    """All gradients of this program's slice; ``p_dbias``: one [TH * TW, TH * TW] sum of dS a program."""
+    head = tl.program_id(0) % heads
+    first = tl.program_id(0) // heads
+    slices = tl.num_programs(0) // heads
+    o_m = tl.arange(0, TH * TW)
+    i = o_m // TW
+    j = o_m % TW
+    o_x = heads * DV
+    o_y = width.to(tl.int64) * o_x
+    i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
+    ok = (i < n_i) & (j < n_j)
+    b_bias = _pair_bias(p_bias, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
+    unit = scale * LOG2E
+    b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
+    for w in range(first, windows, slices):
+        i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
+        b = (w // tiles).to(tl.int64)
+        y, x = PLACE(i, j, g)
+        o_image = b * height * o_y + head * DV
+        o_row = (b * heads + head) * height * width + y.to(tl.int64) * width + x
+        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, ok, D, BD, UPCAST)
+        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
+        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
+        b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, ok, DV, BDV, UPCAST)
+        b_out = load_rows(p_out + o_image, o_y, o_x, y, x, ok, DV, BDV, False)
+        b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)
+        b_lse = tl.load(p_lse + o_row, mask=ok, other=float("inf"))
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
+        b_p = _exp2(b_s - b_lse[:, None], FTZ)  # [BM, BM]
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+        b_ds = b_p * (b_dp - b_delta[:, None])
+        if BIAS_GRAD:
+            b_dbias += b_ds
+        b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, input_precision=PRECISION)
+        b_ds = b_ds.to(b_q.dtype)
+        b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION)
+        b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
+        store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, ok, b_dv, DV, BDV)
+        store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, ok, b_dk * scale, D, BD)
+        store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, ok, b_dq * scale, D, BD)
+    if BIAS_GRAD:
+        p_dbias += tl.program_id(0).to(tl.int64) * (TH * TW * TH * TW)
+        tl.store(p_dbias + o_m[:, None] * (TH * TW) + o_m[None, :], b_dbias)
