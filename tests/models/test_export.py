@@ -49,6 +49,24 @@ def test_inductor_gives_the_eager_result():
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_one_dynamic_graph_serves_every_size_above_the_smallest_unclamped_one():
+    graphs = []
+
+    def count(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = _model().eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
+    with torch.no_grad():
+        for shape in [(2, 3, 40, 64), (2, 3, 300, 240), (1, 3, 225, 301), (4, 3, 256, 333)]:
+            x = torch.randn(shape)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert len(graphs) == 2, "one for the clamped size, one for the others"
+
+
 def test_exports_at_a_fixed_size():
     model = _model().eval()
     x = torch.randn(2, 3, 64, 97)

@@ -19,11 +19,12 @@ def clamp_neighborhood(size: int, kernel: int, dilation: int, stride: int) -> tu
     The kernel is cut to the map, then the dilation to ``size // kernel`` (the largest with which every dilation group
     still holds a whole window), and the stride to the kernel. On large enough maps nothing changes.
     """
-    # Compared, not min(): a comparison that the range of a symbolic size decides leaves no trace in an exported graph.
+    # Compared, not min(): a symbolic size stays symbolic where nothing is cut. Where something is, the window is a
+    # constant of a compiled or exported graph, and int() ties the graph to this size; torch says so where it must not.
     if size < kernel:
-        kernel = size
+        kernel = int(size)
     if size < kernel * dilation:
-        dilation = size // kernel
+        dilation = int(size // kernel)
     return kernel, dilation, min(stride, kernel)
 
 

@@ -11,8 +11,9 @@ Which neighborhood a block has (nominal numbers, for images of 224x224; the laye
 stage  map      blocks alternate between      why
 =====  =======  ============================  =============================================================
 1      56x56    dilation 1, stride 2          Local. The four queries of a 2x2 patch share one window, so a
-                                              tile of queries has fewer distinct windows to mask, and on a
-                                              map this fine such neighbours are nearly the same query.
+                                              tile of queries has a quarter of the distinct windows to mask
+                                              and a smaller box of keys, and on a map this fine such
+                                              neighbours are nearly the same query.
                 dilation 8, stride 1          Global. 56 / 8 = 7: each dilation group is exactly one dense
                                               7x7 window, so nothing is masked, and every query reaches the
                                               whole map at a spacing of 8. No stride: all queries of a group
