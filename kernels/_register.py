@@ -50,7 +50,6 @@ class Function(NamedTuple):
     """A registered form of an op."""
 
     op: AttentionOp
-    call: Callable[..., Tensor]      # the torch operator
     arguments: Callable[..., tuple]  # the public function's arguments -> the torch operator's
     form: Form
 
@@ -65,7 +64,7 @@ class Function(NamedTuple):
 
 def _plain(tensor: Tensor) -> bool:
     """Whether nothing watches or stands in for this tensor, so that an operator's kernel may be called directly."""
-    return (type(tensor) is Tensor and torch._C._len_torch_dispatch_stack() == 0
+    return (type(tensor) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.peek_interpreter_stack() is None)
 
 
@@ -78,7 +77,10 @@ def _on_device(function: Callable, q: Tensor, *args: Any) -> Any:
 
 
 def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Callable[..., Tensor]:
-    """Register a form of an op and return the torch operator. `arguments` maps a public call to the operator's."""
+    """Register a form of an op and return a function that calls its torch operator.
+
+    `arguments` maps the arguments of the public function to the operator's.
+    """
     name = op.name + form.suffix
     n, m = len(form.tensors), len(form.tensors) + len(op.extras)       # where the extras and the parameters begin
     inputs = ", ".join([f"Tensor {t}" for t in form.tensors] + [f"Tensor? {t}" for t in op.extras])
@@ -92,8 +94,11 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
 
     # The two functional operators.
 
+    def fused_forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _on_device(_dispatch.load(op.fused).forward, *args)
+
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return _on_device(_dispatch.load(op.fused).forward, *form.split(*args[:n]), *args[n:m], *op.prepare(*args[m:]))
+        return fused_forward(*form.split(*args[:n]), *args[n:m], *op.prepare(*args[m:]))
 
     def forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
         q, k, v = form.split(*args[:n])
@@ -119,8 +124,8 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
 
     # Autograd on a GPU.
 
-    def attend(ctx: Any, plain: bool, *args: Any) -> Tensor:
-        out, lse = (forward if plain else forward_operator)(*args)
+    def attend(ctx: Any, direct: tuple | None, *args: Any) -> Tensor:
+        out, lse = forward_operator(*args) if direct is None else fused_forward(*direct)
         ctx.save_for_backward(*args[:m], out, lse)
         ctx.parameters = args[m:]
         return out
@@ -154,10 +159,10 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             fused = _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
         if not fused:
             return op.reference(*form.split(*args[:n]), *args[n:m], *parameters)
-        plain = q.device.type != "meta" and _plain(q)
+        direct = (q, k, v, *args[n:m], *parameters) if q.device.type != "meta" and _plain(q) else None
         if graph:
-            return function.apply(plain, *args)
-        return (forward if plain else forward_operator)(*args)[0]
+            return function.apply(direct, *args)
+        return forward_operator(*args)[0] if direct is None else fused_forward(*direct)[0]
 
     def autocast(device: str, *args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
@@ -191,5 +196,11 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def backward_flops(*args: Any, **kwargs: Any) -> int:
         return flops(args[1:m + 1], args[m + 3:-1], 3, 2)
 
-    FUNCTIONS[name] = Function(op, operator, arguments, form)
-    return operator
+    def call(*args: Any) -> Tensor:
+        first = args[0]
+        if torch.compiler.is_compiling() or not _plain(first) or torch._C._is_any_autocast_enabled():
+            return operator(*args)
+        return composite(*args)      # what the operator would do, without the dispatcher's round through C++ and back
+
+    FUNCTIONS[name] = Function(op, arguments, form)
+    return call

@@ -1,5 +1,9 @@
 """Neighborhood attention on 2-D maps, dilated and strided: NA, DiNA and GNA. README.md has the maths."""
+import functools
+
+import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from .._register import PACKED, SEPARATE, AttentionOp, register
 from . import reference
@@ -57,13 +61,25 @@ _OP = AttentionOp(
     shapes=_shapes, pairs=_pairs)
 
 
+_cached_geometry = functools.lru_cache(maxsize=256, typed=True)(make_geometry)
+
+
+def _geometry(*args: int | tuple[int, int]) -> Geometry:
+    if torch.compiler.is_compiling():            # compilers see through the function, but not through the cache
+        return make_geometry(*args)
+    try:
+        return _cached_geometry(*args)
+    except TypeError:                            # a list cannot be looked up; what is no pair gets its own message
+        return make_geometry(*args)
+
+
 def _scale(x: Tensor, scale: float | None) -> float:
     return x.shape[-1] ** -0.5 if scale is None else float(scale)
 
 
 def _arguments(q: Tensor, k: Tensor, v: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
                stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
-    return q, k, v, bias, *make_geometry(kernel_size, dilation, stride), _scale(q, scale)
+    return q, k, v, bias, *_geometry(kernel_size, dilation, stride), _scale(q, scale)
 
 
 def _arguments_packed(
@@ -71,7 +87,7 @@ def _arguments_packed(
         stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
     if qkv.ndim != 6 or qkv.shape[3] != 3:
         raise ValueError(f"qkv must be [batch, height, width, 3, heads, head_dim], got shape {list(qkv.shape)}")
-    return qkv, bias, *make_geometry(kernel_size, dilation, stride), _scale(qkv, scale)
+    return qkv, bias, *_geometry(kernel_size, dilation, stride), _scale(qkv, scale)
 
 
 _separate = register(_OP, SEPARATE, _arguments)
@@ -106,6 +122,9 @@ def neighborhood_attention(
     Source: Hassani et al., "Neighborhood Attention Transformer", CVPR 2023; Hassani and Shi, "Dilated Neighborhood
     Attention Transformer", 2022; Hassani et al., "Generalized Neighborhood Attention", 2025.
     """
+    if has_torch_function((q, k, v, bias)):          # proxies of torch.fx and the like
+        return handle_torch_function(neighborhood_attention, (q, k, v, bias), q, k, v, kernel_size, dilation, stride,
+                                     bias, scale)
     return _separate(*_arguments(q, k, v, kernel_size, dilation, stride, bias, scale))
 
 
@@ -117,6 +136,9 @@ def neighborhood_attention_packed(
     Reads them in place and returns one packed gradient: no copy forward or backward. All else as in
     `neighborhood_attention`.
     """
+    if has_torch_function((qkv, bias)):
+        return handle_torch_function(neighborhood_attention_packed, (qkv, bias), qkv, kernel_size, dilation, stride,
+                                     bias, scale)
     return _packed(*_arguments_packed(qkv, kernel_size, dilation, stride, bias, scale))
 
 
