@@ -1,8 +1,8 @@
 """Fused 2-D attention ops for vision. Needs torch alone; Triton is loaded on the first call on a GPU."""
 if __name__ == "kernels":
     raise ImportError(
-        "import visionattn.kernels, not kernels: the bare name belongs to another well-known distribution, which timm and "
-        "transformers import; the folder at the root of visionattn's repository must not stand in for it")
+        "import visionattn.kernels, not kernels: the bare name belongs to another well-known distribution, which timm "
+        "and transformers import; the folder at the root of visionattn's repository must not stand in for it")
 
 from ._dispatch import explain
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed

@@ -43,7 +43,7 @@ class AttentionOp(NamedTuple):
     reference: Callable[..., Tensor]  # (q, k, v, ...) -> out
     fused: str                       # module with unsupported, forward and backward; imported when first needed
     shapes: Callable[..., tuple]     # (q, k, v, ...) -> (shape of out, shape of lse)
-    pairs: Callable[..., int]        # (shape of q, shape of v, ...) -> how many (query, key) pairs attend, over all heads
+    pairs: Callable[..., int]        # (shapes of q, v, extras, parameters) -> how many (query, key) pairs attend
 
 
 class Function(NamedTuple):
@@ -64,8 +64,8 @@ class Function(NamedTuple):
 
 def _plain(tensor: Tensor) -> bool:
     """Whether nothing watches or stands in for this tensor, so that an operator's kernel may be called directly."""
-    return (type(tensor) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
-            and torch._C._functorch.peek_interpreter_stack() is None)
+    return (type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type != "meta"
+            and torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None)
 
 
 def _on_device(function: Callable, q: Tensor, *args: Any) -> Any:
@@ -151,7 +151,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     # The op itself.
 
     def composite(*args: Any) -> Tensor:
-        graph = torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in args[:m]])
+        graph = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:m])
         parameters = op.prepare(*args[m:])
         with torch._C._AutoDispatchBelowAutograd():      # looking at the arguments is no part of the graph
             q, k, v = form.split(*args[:n])
@@ -159,7 +159,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             fused = _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
         if not fused:
             return op.reference(*form.split(*args[:n]), *args[n:m], *parameters)
-        direct = (q, k, v, *args[n:m], *parameters) if q.device.type != "meta" and _plain(q) else None
+        direct = (q, k, v, *args[n:m], *parameters) if _plain(q) else None
         if graph:
             return function.apply(direct, *args)
         return forward_operator(*args)[0] if direct is None else fused_forward(*direct)[0]

@@ -131,9 +131,9 @@ def neighborhood_attention(
 def neighborhood_attention_packed(
         qkv: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
         stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """`neighborhood_attention` of q, k and v packed as one projection writes them: [batch, height, width, 3, heads, head_dim].
+    """`neighborhood_attention` of `qkv` [batch, height, width, 3, heads, head_dim], packed as one projection writes it.
 
-    Reads them in place and returns one packed gradient: no copy forward or backward. All else as in
+    Reads q, k and v in place and returns one packed gradient: no copy forward or backward. All else as in
     `neighborhood_attention`.
     """
     if has_torch_function((qkv, bias)):

@@ -34,7 +34,7 @@ def tile_size(n: int, k: int, d: int, s: int) -> int | None:
     """Queries a tile takes along an axis; None for "one tile a group", where the groups are small.
 
     About half a window: larger tiles look at more keys in vain, smaller ones gather more of them. A multiple of the
-    stride, so that no group of queries that share a window is cut. An `n` only known at run time never becomes one tile.
+    stride, so that no group of queries that share a window is cut. An `n` known at run time only is always cut.
     """
     if isinstance(n, int) and -(-n // d) <= max(16, 2 * k):
         return None
@@ -42,7 +42,7 @@ def tile_size(n: int, k: int, d: int, s: int) -> int | None:
 
 
 def axis_tiles(n: int, k: int, d: int, s: int, tile: int | None, device: torch.device) -> AxisTiles:
-    """Cut an axis of `n` positions into tiles of `tile` queries (None: one tile a group). All by arithmetic on aranges."""
+    """Cut an axis of `n` positions into tiles of `tile` queries (None: one tile a group), by arithmetic on aranges."""
     longest = (n + d - 1) // d                               # the longest group's length; others may be one shorter
     whole = tile is None
     if whole:
@@ -86,7 +86,7 @@ def _join(x: Tensor, dim: int, axis: AxisTiles) -> Tensor:
 
 
 def _pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """[M, S, Y] and [N, T, X] viewed as [M, 1, S, 1, Y, 1] and [1, N, 1, T, 1, X]: they broadcast to every pair of a tile."""
+    """[M, S, Y] and [N, T, X] as [M, 1, S, 1, Y, 1] and [1, N, 1, T, 1, X]: they broadcast to every pair of a tile."""
     return rows[:, None, :, None, :, None], columns[None, :, None, :, None, :]
 
 
