@@ -14,7 +14,7 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
 ``MASK(q_i, q_j, k_i, k_j, n_i, n_j, P) -> bool``
     which pairs attend, broadcasting its arguments;
 ``BIAS(head, q_i, q_j, k_i, k_j, P) -> offset``
-    where a pair's additive bias lies.
+    where a pair's additive bias lies among the ``table`` float32 numbers at ``p_bias``; any value for other pairs.
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
 Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Every sum is float32; no atomics.
@@ -79,27 +79,28 @@ def _next_chunk(c_i, c_j, i_lo, i_hi, CH: tl.constexpr, CW: tl.constexpr):
 
 
 @triton.jit
-def gather(p, offset, ok, FTZ: tl.constexpr):
-    """float32 at p + offset where ok, anything elsewhere, in whatever layout its user has.
+def gather(p, offset, count, FTZ: tl.constexpr):
+    """float32 at p + offset clamped to 0..count - 1, in whatever layout its user has.
 
-    ``tl.load`` would pick a layout of its own and move every score through shared memory to meet it.
+    ``tl.load`` would pick a layout of its own and move every score through shared memory to meet it. Clamping is
+    cheaper than masking: pairs that do not attend are masked by their score.
     """
+    offset = tl.minimum(tl.maximum(offset, 0), count - 1)
     if FTZ:
-        address = p.to(tl.int64) + tl.where(ok, offset, 0).to(tl.int64) * 4
         return tl.inline_asm_elementwise(
-            "ld.global.nc.f32 $0, [$1];", "=f,l", [address], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return tl.load(p + offset, mask=ok, other=0.0)
+            "{ .reg .b64 a; mad.wide.s32 a, $1, 4, $2; ld.global.nc.f32 $0, [a]; }", "=f,r,l",
+            [offset, p.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1)  # fmt: skip
+    return tl.load(p + offset)
 
 
 @triton.jit
-def _scores(b_q, b_k, scale, p_bias, head, q_i, q_j, k_i, k_j, n_i, n_j, MASK: tl.constexpr, BIAS: tl.constexpr,
+def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, MASK: tl.constexpr, BIAS: tl.constexpr,
             P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
     """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add."""
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
     if HAS_BIAS:
-        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, P), ok, FTZ))
+        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, P), count, FTZ))
     return tl.where(ok, b_s, MASKED)
 
 
@@ -115,7 +116,7 @@ def _unit(scale, HAS_BIAS: tl.constexpr):
 def attend_forward(
     p_q, p_k, p_v, p_bias, p_out, p_lse,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
-    height, width, heads, tiles, a_y, a_x, scale,
+    height, width, heads, tiles, a_y, a_x, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
@@ -150,7 +151,7 @@ def attend_forward(
         ky, kx = PLACE(k_i, k_j, g)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
-        b_s = _scores(b_q, b_k, scale, p_bias, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
+        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
                       MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
         b_m_new = tl.maximum(b_m, tl.max(b_s, 1) * unit)
         b_p = _exp2(b_s * unit - b_m_new[:, None], FTZ)
@@ -164,15 +165,14 @@ def attend_forward(
     o_x = heads * DV
     p_out += b * height * width * o_x + head * DV
     store_rows(p_out, width.to(tl.int64) * o_x, o_x, y, x, m_q, b_o / b_l[:, None], DV, BDV)
-    p_lse += (b * heads + head) * height * width
-    tl.store(p_lse + y.to(tl.int64) * width + x, b_m + tl.log2(b_l), mask=m_q)
+    tl.store(p_lse + (b * heads + head) * height * width + (y * width + x), b_m + tl.log2(b_l), mask=m_q)
 
 
 @triton.jit
 def attend_backward_q(
     p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_delta, p_dq,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h,
-    height, width, heads, tiles, a_y, a_x, scale,
+    height, width, heads, tiles, a_y, a_x, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
@@ -191,14 +191,15 @@ def attend_backward_q(
     o_y = width.to(tl.int64) * o_x
     p_out += b * height * width * o_x + head * DV
     p_grad += b * height * width * o_x + head * DV
-    o_row = (b * heads + head) * height * width
+    p_lse += (b * heads + head) * height * width
+    p_delta += (b * heads + head) * height * width
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, CH * CW)
     q_i = i0 + o_m // TW
     q_j = j0 + o_m % TW
     m_q = (q_i < n_i) & (q_j < n_j)
     y, x = PLACE(q_i, q_j, g)
-    o_row += y.to(tl.int64) * width + x
+    o_row = y * width + x
     b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)  # [BM, BD]
     b_g = load_rows(p_grad, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)  # [BM, BDV]
     b_out = load_rows(p_out, o_y, o_x, y, x, m_q, DV, BDV, False)
@@ -217,7 +218,7 @@ def attend_backward_q(
         ky, kx = PLACE(k_i, k_j, g)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
-        b_s = _scores(b_q, b_k, scale, p_bias, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
+        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
                       MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
         b_p = _exp2(b_s * unit - b_lse[:, None], FTZ)
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
@@ -232,7 +233,7 @@ def attend_backward_q(
 def attend_backward_kv(
     p_q, p_k, p_v, p_bias, p_grad, p_lse, p_delta, p_dk, p_dv,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
-    height, width, heads, tiles, a_y, a_x, scale,
+    height, width, heads, tiles, a_y, a_x, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN_T: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
@@ -251,7 +252,8 @@ def attend_backward_kv(
     o_x = heads * DV
     o_y = width.to(tl.int64) * o_x
     p_grad += b * height * width * o_x + head * DV
-    o_row = (b * heads + head) * height * width
+    p_lse += (b * heads + head) * height * width
+    p_delta += (b * heads + head) * height * width
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, CH * CW)
     k_i = i0 + o_m // TW
@@ -271,12 +273,12 @@ def attend_backward_kv(
         q_j = c_j + o_n % CW
         m_q = (q_i < i_hi) & (q_j < j_hi)
         qy, qx = PLACE(q_i, q_j, g)
-        o_q = o_row + qy.to(tl.int64) * width + qx
+        o_q = qy * width + qx
         b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, qy, qx, m_q, D, BD, UPCAST)  # [BN, BD]
         b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
         b_lse = tl.load(p_lse + o_q, mask=m_q, other=float("inf"))
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
-        b_s = _scores(b_k, b_q, scale, p_bias, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None], n_i, n_j,
+        b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None], n_i, n_j,
                       MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
         b_p = _exp2(b_s * unit - b_lse[None, :], FTZ)
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)

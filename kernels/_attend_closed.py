@@ -12,21 +12,20 @@ from ._attend import LOG2E, MASKED, _exp2, gather, load_rows, store_rows
 
 
 @triton.jit
-def _pair_bias(p_bias, head, i, j, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
+def _pair_bias(p_bias, count, head, i, j, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
     """Bias in base 2 with the padding of the tile masked, [N queries, N keys]; the same for every space."""
-    pair = ok[:, None] & ok[None, :]
-    b_bias = tl.zeros(pair.shape, tl.float32)
+    b_bias = tl.where(ok[None, :] & (i == i)[:, None], 0.0, MASKED)
     if HAS_BIAS:
         offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], P)
-        b_bias += gather(p_bias, offset, pair, FTZ) * LOG2E
-    return tl.where(ok[None, :], b_bias, MASKED)
+        b_bias += gather(p_bias, offset, count, FTZ) * LOG2E
+    return b_bias
 
 
 @triton.jit
 def attend_closed_forward(
     p_q, p_k, p_v, p_bias, p_out, p_lse,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
-    height, width, heads, tiles, windows, a_y, a_x, scale,
+    height, width, heads, tiles, windows, a_y, a_x, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
@@ -42,7 +41,7 @@ def attend_closed_forward(
     o_y = width.to(tl.int64) * o_x
     i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
     ok = (i < n_i) & (j < n_j)
-    b_bias = _pair_bias(p_bias, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
+    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
     unit = scale * LOG2E
     for w in range(first, windows, slices):
         i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
@@ -57,7 +56,7 @@ def attend_closed_forward(
         b_l = tl.sum(b_p, 1)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION) / b_l[:, None]
         store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, ok, b_o, DV, BDV)
-        o_row = (b * heads + head) * height * width + y.to(tl.int64) * width + x
+        o_row = (b * heads + head) * height * width + (y * width + x)
         tl.store(p_lse + o_row, b_m + tl.log2(b_l), mask=ok)
 
 
@@ -66,7 +65,7 @@ def attend_closed_backward(
     p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_dq, p_dk, p_dv, p_dbias,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     c_b, c_y, c_x, c_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
-    height, width, heads, tiles, windows, a_y, a_x, scale,
+    height, width, heads, tiles, windows, a_y, a_x, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
@@ -82,7 +81,7 @@ def attend_closed_backward(
     o_y = width.to(tl.int64) * o_x
     i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
     ok = (i < n_i) & (j < n_j)
-    b_bias = _pair_bias(p_bias, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
+    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
     unit = scale * LOG2E
     b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
     for w in range(first, windows, slices):
@@ -90,7 +89,7 @@ def attend_closed_backward(
         b = (w // tiles).to(tl.int64)
         y, x = PLACE(i, j, g)
         o_image = b * height * o_y + head * DV
-        o_row = (b * heads + head) * height * width + y.to(tl.int64) * width + x
+        o_row = (b * heads + head) * height * width + (y * width + x)
         b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, ok, D, BD, UPCAST)
         b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
         b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)

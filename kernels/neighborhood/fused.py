@@ -60,14 +60,15 @@ def forward(
     strides, align = _strides(q, k, v)
     plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, _tf32())
     tensors = (q, k, v, q if bias is None else bias, out, lse)
+    table = 1 if bias is None else bias.numel()
     if plan.closed:
         windows = batch * plan.tiles
         slices = min(windows, _programs(q.device, heads))
         launch(CLOSED_FORWARD, slices * heads, plan.forward, *tensors, *strides, height, width, heads, plan.tiles,
-               windows, *geometry.dilation, scale)  # fmt: skip
+               windows, *geometry.dilation, scale, table)  # fmt: skip
     else:
         launch(FORWARD, batch * heads * plan.tiles, plan.forward, *tensors, *strides, height, width, heads, plan.tiles,
-               *geometry.dilation, scale)  # fmt: skip
+               *geometry.dilation, scale, table)  # fmt: skip
     return out, lse
 
 
@@ -83,7 +84,7 @@ def backward(
     bias = _table(q, bias, geometry, scale)
     strides, align = _strides(q, k, v, dq, dk, dv)
     plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, _tf32())
-    table = q if bias is None else bias
+    table, entries = (q, 1) if bias is None else (bias, bias.numel())
     if plan.closed:
         windows = batch * plan.tiles
         slices = min(windows, _programs(q.device, heads))
@@ -91,11 +92,11 @@ def backward(
         partial = torch.empty(slices * heads * cells if bias_grad else 0, device=q.device, dtype=torch.float32)
         launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], q, k, v, table, out, grad_out, lse,
                dq, dk, dv, partial, *strides, height, width, heads, plan.tiles, windows, *geometry.dilation,
-               scale)  # fmt: skip
+               scale, entries)  # fmt: skip
         return _fold(partial, bias, slices, cells, _closed_index(geometry.kernel, q.device)) if bias_grad else None
 
     delta = torch.empty_like(lse)
-    numbers = (*geometry.dilation, scale)
+    numbers = (*geometry.dilation, scale, entries)
     launch(BACKWARD_Q, batch * heads * plan.query_tiles, plan.queries, q, k, v, table, out, grad_out, lse, delta, dq,
            *strides[:16], height, width, heads, plan.query_tiles, *numbers)  # fmt: skip
     launch(BACKWARD_KV, batch * heads * plan.key_tiles, plan.keys, q, k, v, table, grad_out, lse, delta, dk, dv,
