@@ -1,0 +1,45 @@
+"""What all tests share: skips that say why, and Triton's interpreter where there is no GPU."""
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:  # Triton reads it when it is first imported, which no test module does before this file
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not HAS_GPU:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if HAS_GPU else "cpu"
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.empty` and its kin return NaN, so that whatever is left unwritten shows."""
+
+    def poison(original):
+        def fill(*args, **kwargs):
+            x = original(*args, **kwargs)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+        return fill
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"),
+                        (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Every test draws the same numbers, alone or among others."""
+    torch.manual_seed(0)
+    yield

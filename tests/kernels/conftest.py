@@ -1,0 +1,185 @@
+"""Neighborhood attention written twice more, as plainly as can be, and the rule that errors are judged by."""
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from visionattn.kernels import _dispatch
+from visionattn.kernels.neighborhood.geometry import Geometry
+
+
+def window(n: int, i: int, k: int, d: int, s: int) -> list[int]:
+    """The positions that position `i` of `n` sees along an axis, as the contract words it."""
+    group = list(range(i % d, n, d))
+    leader = min(i // d // s * s + s // 2, len(group) - 1)
+    start = min(max(leader - k // 2, 0), len(group) - k)
+    return group[start:start + k]
+
+
+def attend_by_loop(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor:
+    """One query position after another."""
+    batch, height, width, heads, _ = q.shape
+    (ky, kx), (dy, dx), (sy, sx) = geometry
+    out = torch.empty(batch, height, width, heads, v.shape[-1], dtype=q.dtype)
+    for y in range(height):
+        rows = window(height, y, ky, dy, sy)
+        for x in range(width):
+            columns = window(width, x, kx, dx, sx)
+            logits = torch.einsum("bhd,byxhd->bhyx", q[:, y, x], k[:, rows][:, :, columns]) * scale
+            if bias is not None:
+                table_rows = [row // dy - y // dy + ky - 1 for row in rows]
+                table_columns = [column // dx - x // dx + kx - 1 for column in columns]
+                logits = logits + bias[:, table_rows][:, :, table_columns]
+            weights = logits.flatten(2).softmax(-1).view_as(logits)
+            out[:, y, x] = torch.einsum("bhyx,byxhd->bhd", weights, v[:, rows][:, :, columns])
+    return out
+
+
+def attend_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor:
+    """Every query against the whole map under a mask, in q's dtype throughout: what eager PyTorch gives."""
+    _, height, width, heads, _ = q.shape
+    axes = []
+    for n, size, d, s in zip((height, width), *geometry, strict=True):
+        mask, relative = torch.zeros(n, n, dtype=torch.bool), torch.zeros(n, n, dtype=torch.long)
+        for i in range(n):
+            for j in window(n, i, size, d, s):
+                mask[i, j], relative[i, j] = True, j // d - i // d + size - 1
+        axes.append((mask.to(q.device), relative.to(q.device)))
+    (mask_y, relative_y), (mask_x, relative_x) = axes
+    seen = (mask_y[:, None, :, None] & mask_x[None, :, None, :]).flatten(2).flatten(0, 1)
+    logits = (q * scale).flatten(1, 2).transpose(1, 2) @ k.flatten(1, 2).permute(0, 2, 3, 1)
+    if bias is not None:
+        table = bias.to(q.dtype)[:, relative_y[:, None, :, None], relative_x[None, :, None, :]]
+        logits = logits + table.flatten(3).flatten(1, 2)
+    weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
+    out = weights @ v.flatten(1, 2).transpose(1, 2)
+    return out.transpose(1, 2).unflatten(1, (height, width))
+
+
+def run(function: Callable, tensors: dict[str, Tensor | None], grad: Tensor | None) -> dict[str, Tensor]:
+    """`function`'s output and, with `grad`, the gradients of all `tensors`, by name."""
+    leaves = {name: x.detach().requires_grad_(grad is not None) for name, x in tensors.items() if x is not None}
+    out = function(**leaves)
+    found = {"out": out.detach()}
+    if grad is not None:
+        gradients = torch.autograd.grad(out, list(leaves.values()), grad.to(out.dtype))
+        found |= {f"d{name}": x for name, x in zip(leaves, gradients, strict=True)}
+    return found
+
+
+def judge(actual: dict[str, Tensor], eager: dict[str, Tensor], truth: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """The rule: an error against float64 is at most twice that of eager PyTorch in the same dtype.
+
+    Both the largest error and the error's norm, each with a floor of one rounding in that dtype of the largest value or
+    of the norm: eager may be right by luck, and nothing that ends in this dtype can be asked for more.
+    """
+    eps = torch.finfo(dtype).eps
+    for name, true in truth.items():
+        assert actual[name].shape == true.shape, name
+        assert actual[name].isfinite().all(), f"{name} has values that are not finite"
+        for size in (lambda x: x.abs().max().item(), lambda x: x.norm().item()):
+            error, allowed = size(actual[name].double() - true), 2 * size(eager[name].double() - true) + eps * size(true)
+            assert error <= allowed, f"{name}: error {error:.3g} against {allowed:.3g} allowed, of {size(true):.3g}"
+
+
+def draw(batch: int, height: int, width: int, heads: int, d: int, dv: int, kernel: tuple[int, int] | None,
+         device: str) -> dict[str, Tensor]:
+    """float64 q, k, v, bias (with `kernel`) that float16, bfloat16 and float32 all hold exactly."""
+    shapes = dict(q=(batch, height, width, heads, d), k=(batch, height, width, heads, d),
+                  v=(batch, height, width, heads, dv))
+    if kernel:
+        shapes["bias"] = (heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)
+    return {name: torch.randn(shape).bfloat16().to(device, torch.float64) for name, shape in shapes.items()}
+
+
+def interpreter_cannot() -> str | None:
+    """Why Triton's interpreter cannot run the kernels here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    import numpy
+    import triton
+    if not triton.knobs.runtime.interpret:
+        return "TRITON_INTERPRET=1 was not set when triton was imported"
+    triton_version, numpy_version = (tuple(map(int, x.__version__.split(".")[:2])) for x in (triton, numpy))
+    if triton_version < (3, 7) and numpy_version >= (2, 4):
+        return f"triton {triton.__version__}'s interpreter fails with numpy {numpy.__version__}"
+    return None
+
+
+@pytest.fixture
+def fused(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The device on which the fused kernels run: the GPU, or else the CPU under Triton's interpreter."""
+    if device == "cuda":
+        yield device
+        return
+    reason = interpreter_cannot()
+    if reason:
+        pytest.skip(reason)
+    from visionattn.kernels.neighborhood import fused as module
+    monkeypatch.setattr(module, "_programs", lambda device, heads: 4)  # each of a GPU's hundreds takes its time here
+    with _dispatch.interpreted():
+        yield device
+
+
+@pytest.fixture(params=["reference", "fused"])
+def route(request: pytest.FixtureRequest) -> str:
+    """Both implementations, one after the other: the device on which it runs."""
+    return "cpu" if request.param == "reference" else request.getfixturevalue("fused")
+
+
+@pytest.fixture
+def by_loop() -> Callable:
+    return attend_by_loop
+
+
+@pytest.fixture
+def to_all() -> Callable:
+    return attend_to_all
+
+
+@pytest.fixture
+def rule() -> Callable:
+    """check(function, tensors, dtype, eager): `function` obeys the rule of `judge` forward and in every gradient.
+
+    `function` and `eager` take the tensors by name.
+    """
+
+    def check(function: Callable, tensors: dict[str, Tensor], dtype: torch.dtype, eager: Callable,
+              backward: bool = True) -> None:
+        low = {name: x.to(dtype) for name, x in tensors.items()}
+        with torch.no_grad():
+            shape = eager(**low).shape
+        grad = torch.randn(shape).bfloat16().to(tensors["q"].device) if backward else None
+        truth = run(eager, tensors, grad.double() if backward else None)
+        judge(run(function, low, grad), run(eager, low, grad), truth, dtype)
+
+    return check
+
+
+@pytest.fixture
+def drawn() -> Callable:
+    return draw
+
+
+@pytest.fixture
+def results() -> Callable:
+    return run
+
+
+@contextlib.contextmanager
+def _no_caches() -> Iterator[None]:
+    import torch._inductor.config as config
+    with config.patch(force_disable_caches=True):
+        yield
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """`torch.compile` remembers nothing, from before or in files: the route of an op is not part of its memory's key."""
+    torch._dynamo.reset()
+    with _no_caches():
+        yield
+    torch._dynamo.reset()
