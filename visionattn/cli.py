@@ -1,0 +1,34 @@
+"""The console script ``visionattn``: every tool as a subcommand, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("visionattn.training.train", "train an image classifier"),
+    "benchmark": ("visionattn.benchmark.cli", "measure kernels and models, draw the measurements"),
+}
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: visionattn COMMAND [OPTIONS]\n\n{lines}\n\n'visionattn COMMAND --help' shows a command's options."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns its exit code; 2 for an unknown one."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"visionattn: error: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS[name][0]).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

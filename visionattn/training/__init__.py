@@ -1,0 +1,1 @@
+"""What the tools share: options, data, the training loop, checkpoints, logs."""

@@ -1,0 +1,268 @@
+"""The options of a training run, as dataclasses: the source of ``--help``, of the YAML files and of their checks.
+
+The defaults are a whole recipe of their own: the one that ``train`` runs when it is given nothing (gna_nano on the
+generated data set `shapes`, a few minutes on a CPU).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    """The network"""
+
+    name: str = "gna_nano"
+    """Any model that timm.create_model knows; importing visionattn adds ours."""
+    pretrained: bool = False
+    """Start from the published weights of the model; the classifier is new if its number of classes differs."""
+    drop_path: float = 0.0
+    """Stochastic depth: the rate of the last block, rising linearly from 0 at the first."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model, for example {stem_stride: 2}."""
+
+
+@dataclass
+class DataConfig:
+    """The images"""
+
+    dataset: Literal["shapes", "folder"] = "shapes"
+    """Where images come from: 'shapes' is generated from a seed, 'folder' reads ROOT/SPLIT/CLASS/*.jpg."""
+    root: str | None = None
+    """For 'folder': the directory that holds the split directories."""
+    train_split: str = "train"
+    """For 'folder': the name of the training split's directory."""
+    val_split: str = "val"
+    """For 'folder': the name of the validation split's directory."""
+    image_size: int = 64
+    """Height and width in pixels of what the network sees."""
+    cache: bool = False
+    """For 'folder': decode every image once and keep all of them in memory as uint8 (for small images such as CIFAR)."""
+    workers: int = 0
+    """Worker processes for loading and augmenting; 0 does it in the main process."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the red, green and blue channels in [0, 1], subtracted from the images."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the channels, which the images are divided by."""
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
+    """How images are resized; 'random' draws bilinear or bicubic for every training image."""
+    crop_pct: float = 1.0
+    """Evaluation: the image's short side is resized to image_size / crop_pct and its centre is cropped."""
+    eval_batch_size: int = 250
+    """Images in one evaluation step on each process."""
+    shapes_train: int = 6000
+    """For 'shapes': number of training images."""
+    shapes_val: int = 1000
+    """For 'shapes': number of validation images."""
+    shapes_seed: int = 0
+    """For 'shapes': the seed of the images; independent of run.seed, so that runs share their validation images."""
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentation of the training images"""
+
+    crop: Literal["resized", "padded", "none"] = "padded"
+    """'resized': a random area at a random aspect ratio, as for ImageNet; 'padded': a random crop after padding, as for
+    CIFAR; 'none': resize and crop the centre."""
+    padding: int = 4
+    """For the crop 'padded': pixels added on every side."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """For the crop 'resized': range of the area, as a part of the image."""
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    """For the crop 'resized': range of the aspect ratio."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation; not applied together with auto_augment."""
+    auto_augment: str | None = None
+    """timm's policy, for example rand-m9-mstd0.5-inc1 (RandAugment), original (AutoAugment), augmix-m3-w3."""
+    erase: float = 0.0
+    """Probability of random erasing."""
+    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """What random erasing fills in: zeros, one random colour, or random pixels."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 switches it off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 switches it off."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed, where mixup or cutmix is on."""
+    mix_switch: float = 0.5
+    """Probability of cutmix instead of mixup, where both are on."""
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and loss"""
+
+    name: str = "adamw"
+    """Any optimiser that timm.optim.create_optimizer_v2 knows."""
+    lr: float = 2e-3
+    """Peak learning rate, for a step of lr_batch images."""
+    lr_batch: int | None = None
+    """Batch size that lr is given for: the rate used is lr x batch_size / lr_batch. null: lr is used as it is."""
+    weight_decay: float = 0.05
+    """Weight decay; biases, norms and what the model names in no_weight_decay() are left out."""
+    betas: tuple[float, float] | None = None
+    """Betas of Adam-like optimisers; null takes the optimiser's own."""
+    momentum: float = 0.9
+    """Momentum of SGD-like optimisers."""
+    eps: float | None = None
+    """The optimiser's epsilon; null takes the optimiser's own."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimiser, for example {fused: true}."""
+    batch_size: int = 64
+    """Images in one optimiser step, over all processes and accumulation steps; more processes leave the recipe alone."""
+    accumulation: int = 1
+    """Forward and backward passes in one optimiser step."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient; null does not clip."""
+    label_smoothing: float = 0.1
+    """Part of the target that is spread over all classes."""
+
+
+@dataclass
+class ScheduleConfig:
+    """Length and learning-rate schedule"""
+
+    epochs: int = 8
+    """Epochs of the schedule, warm-up included."""
+    name: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_epochs: float = 1
+    """Epochs over which the learning rate rises linearly from warmup_lr."""
+    warmup_lr: float = 1e-6
+    """Learning rate of the first step."""
+    min_lr: float = 1e-5
+    """Learning rate that the schedule ends at."""
+    cooldown_epochs: int = 0
+    """Further epochs at min_lr."""
+
+
+@dataclass
+class EmaConfig:
+    """Moving average of the weights"""
+
+    enabled: bool = True
+    """Keep an exponential moving average of the weights; it is what is evaluated, and what 'best' is chosen by."""
+    decay: float = 0.99
+    """Part of the average that stays in one step."""
+    warmup: bool = True
+    """Let the decay grow with the steps, 1 - (1 + step) ** (-2/3), up to decay, so that early averages follow."""
+
+
+@dataclass
+class RunConfig:
+    """How and where the run runs"""
+
+    dir: str | None = None
+    """Folder of the run; null takes runs/DATASET-MODEL, or with a number behind it if that is taken."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; 'auto' takes a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast with float32 weights; 'auto' is bf16 on a GPU that has it, else fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = False
+    """Keep images and convolution weights in channels-last order."""
+    deterministic: bool = True
+    """Ask PyTorch for deterministic algorithms, so that a GPU too gives the same bits again."""
+    threads: int | None = None
+    """CPU threads of the main process; null leaves PyTorch's choice."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    checkpoint_steps: int = 0
+    """Save also every so many steps; 0 saves at the end of each epoch only."""
+    log_steps: int = 10
+    """Steps between two entries of loss and learning rate in steps.csv and TensorBoard."""
+    progress: bool = True
+    """Draw a progress bar where the output is a terminal."""
+
+
+@dataclass
+class TrainConfig:
+    """The run as a whole"""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images"""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of the training images"""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and loss"""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Length and learning-rate schedule"""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """Moving average of the weights"""
+    run: RunConfig = field(default_factory=RunConfig)
+    """How and where the run runs"""
+    resume: str = "none"
+    """'none' starts anew; 'auto' continues the run folder's last checkpoint, or starts if there is none; a path continues
+    that checkpoint (its folder, or a run folder)."""
+
+    def peak_lr(self) -> float:
+        """The learning rate at the end of the warm-up."""
+        per = self.optim.lr_batch
+        return self.optim.lr * (self.optim.batch_size / per if per else 1.0)
+
+    def total_epochs(self) -> int:
+        """Epochs of the run, cooldown included."""
+        return self.schedule.epochs + self.schedule.cooldown_epochs
+
+
+def _require(ok: bool, key: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{key} is {value}; it must be {allowed}")
+
+
+def validate(config: TrainConfig) -> None:
+    """Check what types alone do not say.
+
+    Raises:
+        UserError: naming the option, its value, and what is allowed.
+    """
+    at_least = {
+        "data.image_size": 1, "data.workers": 0, "data.eval_batch_size": 1, "data.shapes_train": 1,
+        "data.shapes_val": 1, "augment.padding": 0, "optim.batch_size": 1, "optim.accumulation": 1,
+        "schedule.epochs": 1, "schedule.warmup_epochs": 0, "schedule.cooldown_epochs": 0, "run.eval_every": 1,
+        "run.checkpoint_steps": 0, "run.log_steps": 1, "augment.mixup": 0, "augment.cutmix": 0,
+        "augment.color_jitter": 0, "optim.weight_decay": 0, "schedule.min_lr": 0, "schedule.warmup_lr": 0,
+    }  # fmt: skip
+    probability = [
+        "augment.hflip", "augment.vflip", "augment.erase", "augment.mix_prob", "augment.mix_switch", "model.drop_path",
+        "optim.label_smoothing", "ema.decay",
+    ]  # fmt: skip
+    above_zero = ["optim.lr", "data.crop_pct", "optim.lr_batch", "optim.clip_grad", "optim.eps", "run.threads"]
+
+    def look_up(key: str) -> Any:
+        section, name = key.split(".")
+        return getattr(getattr(config, section), name)
+
+    for key, least in at_least.items():
+        _require(math.isfinite(look_up(key)) and look_up(key) >= least, key, look_up(key), f"at least {least}")
+    for key in probability:
+        _require(0.0 <= look_up(key) <= 1.0, key, look_up(key), "between 0 and 1")
+    for key in above_zero:
+        value = look_up(key)
+        _require(value is None or (math.isfinite(value) and value > 0), key, value, "above 0")
+    schedule = config.schedule
+    _require(
+        schedule.warmup_epochs < schedule.epochs, "schedule.warmup_epochs", schedule.warmup_epochs,
+        f"below schedule.epochs = {schedule.epochs}",
+    )  # fmt: skip
+    _require(min(config.data.std) > 0, "data.std", config.data.std, "above 0 for every channel")
+    if config.data.dataset == "folder" and not config.data.root:
+        raise UserError("data.root is not set; data.dataset 'folder' needs the directory that holds the splits")
+    micro = config.optim.batch_size // config.optim.accumulation
+    if (config.augment.mixup or config.augment.cutmix) and micro % 2:
+        raise UserError(f"optim.batch_size / optim.accumulation is {micro}; mixup and cutmix need an even number")

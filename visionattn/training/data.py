@@ -1,0 +1,193 @@
+"""Images on their way to the network: datasets, transforms, and loaders whose randomness is stateless."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from timm.data import ImageDataset, create_transform
+from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from .config import AugmentConfig, DataConfig, TrainConfig
+from .errors import UserError
+from .randomness import Purpose, seed_host, seed_of
+from .sampler import TrainingSampler
+from .shapes import Shapes
+
+
+class Images(Protocol):
+    """A labelled set of pictures: ``[i]`` is a PIL image and its class, ``name(i)`` what a message calls it."""
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+    def name(self, index: int) -> str: ...
+
+
+class Folder:
+    """ROOT/SPLIT/CLASS/image files, read by timm's reader.
+
+    Args:
+        root: the directory that holds the splits.
+        split: name of the split's directory.
+        cache: decode every image now and keep all of them in memory.
+
+    Raises:
+        UserError: where the directory or its images are missing.
+    """
+
+    def __init__(self, root: str, split: str, cache: bool = False):
+        folder = Path(root) / split
+        if not folder.is_dir():
+            raise UserError(f"data.root: {folder} is not a directory; expected ROOT/SPLIT/CLASS/image files")
+        try:
+            self.files = ImageDataset(str(folder))
+        except RuntimeError:
+            raise UserError(f"data.root: {folder} holds no images in class directories") from None
+        numbers = self.files.reader.class_to_idx
+        self.classes = sorted(numbers, key=numbers.get)
+        self.cached = [self._read(i) for i in range(len(self.files))] if cache else None
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            return self.files[index]
+        except OSError as error:
+            raise UserError(f"cannot read image {self.name(index)}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.cached[index] if self.cached is not None else self._read(index)
+
+    def name(self, index: int) -> str:
+        return self.files.filename(index, absolute=True)
+
+
+def load_images(config: DataConfig) -> tuple[Images, Images]:
+    """The training and the validation pictures that the options name."""
+    if config.dataset == "shapes":
+        lengths = {"train": config.shapes_train, "val": config.shapes_val}
+        processes = os.cpu_count() or 1
+        return tuple(Shapes(s, n, config.image_size, config.shapes_seed, processes) for s, n in lengths.items())
+    train, val = (Folder(config.root, split, config.cache) for split in (config.train_split, config.val_split))
+    if train.classes != val.classes:
+        missing = sorted(set(train.classes) ^ set(val.classes))[:5]
+        raise UserError(f"data.root: the splits' classes differ, for example {', '.join(missing)}")
+    return train, val
+
+
+class Samples(Dataset):
+    """Training pictures, augmented: the key ``(epoch, index)`` alone decides what comes out.
+
+    Yields (float32 ``[3, size, size]``, class).
+    """
+
+    def __init__(self, images: Images, transform: Callable, seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        epoch, index = key
+        image, label = self.images[index]
+        seed_host(seed_of(Purpose.SAMPLE, self.seed, epoch, index))
+        return self.transform(image), label
+
+
+class Plain(Dataset):
+    """Evaluation pictures: (float32 ``[3, size, size]``, class)."""
+
+    def __init__(self, images: Images, transform: Callable):
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
+def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable:
+    """PIL image -> augmented, normalised float32 ``[3, size, size]``."""
+    size = data.image_size
+    if augment.crop == "resized":
+        return create_transform(
+            size, is_training=True, scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
+            color_jitter=augment.color_jitter or None, auto_augment=augment.auto_augment,
+            interpolation=data.interpolation, mean=data.mean, std=data.std, re_prob=augment.erase,
+            re_mode=augment.erase_mode)  # fmt: skip
+    steps: list[Any] = [_ToSize(size, data.interpolation)]
+    if augment.crop == "padded":
+        steps.append(transforms.RandomCrop(size, padding=augment.padding))
+    if augment.hflip:
+        steps.append(transforms.RandomHorizontalFlip(augment.hflip))
+    if augment.vflip:
+        steps.append(transforms.RandomVerticalFlip(augment.vflip))
+    if augment.auto_augment:
+        mean = tuple(min(255, round(255 * m)) for m in data.mean)
+        make = rand_augment_transform if augment.auto_augment.startswith("rand") else auto_augment_transform
+        steps.append(make(augment.auto_augment, dict(translate_const=int(size * 0.45), img_mean=mean)))
+    elif augment.color_jitter:
+        steps.append(transforms.ColorJitter(*[augment.color_jitter] * 3))
+    steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    if augment.erase:
+        steps.append(RandomErasing(augment.erase, mode=augment.erase_mode, device="cpu"))
+    return transforms.Compose(steps)
+
+
+def eval_transform(data: DataConfig) -> Callable:
+    """PIL image -> its normalised centre, float32 ``[3, size, size]``."""
+    mode = "bicubic" if data.interpolation == "random" else data.interpolation
+    return create_transform(
+        data.image_size, is_training=False, interpolation=mode, mean=data.mean, std=data.std, crop_pct=data.crop_pct
+    )
+
+
+class _ToSize:
+    """Resizes and crops the centre where the picture does not have the size already."""
+
+    def __init__(self, size: int, interpolation: str):
+        mode = InterpolationMode.BILINEAR if interpolation == "bilinear" else InterpolationMode.BICUBIC
+        self.size, self.fit = size, transforms.Compose([transforms.Resize(size, mode), transforms.CenterCrop(size)])
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image if image.size == (self.size, self.size) else self.fit(image)
+
+
+def train_loader(
+    config: TrainConfig, images: Images, steps: int, start: int, rank: int, world: int, pin: bool
+) -> DataLoader:
+    """One loader for all that is left of a run, from optimiser step ``start`` on."""
+    sampler = TrainingSampler(
+        len(images), config.optim.batch_size, steps, config.run.seed, start, config.optim.accumulation, rank, world)  # fmt: skip
+    samples = Samples(images, train_transform(config.data, config.augment), config.run.seed)
+    return _loader(config, samples, pin, batch_sampler=sampler)
+
+
+def eval_loader(config: TrainConfig, images: Images, rank: int, world: int, pin: bool) -> DataLoader:
+    """Every picture exactly once over all ranks."""
+    share: Sequence[int] = range(rank, len(images), world)
+    return _loader(config, Subset(Plain(images, eval_transform(config.data)), share), pin,
+                   batch_size=config.data.eval_batch_size)  # fmt: skip
+
+
+def _loader(config: TrainConfig, dataset: Dataset, pin: bool, **how: Any) -> DataLoader:
+    workers = config.data.workers
+    more = dict(prefetch_factor=4, persistent_workers=True) if workers else {}
+    return DataLoader(dataset, num_workers=workers, pin_memory=pin, worker_init_fn=_one_thread, **more, **how)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

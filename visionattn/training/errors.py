@@ -1,0 +1,26 @@
+"""Errors that a tool shows to its user as one line."""
+
+
+class UserError(Exception):
+    """Something the user can put right: a wrong option, a missing file, an unreadable checkpoint.
+
+    The tools print ``str(error)`` on stderr and leave with exit code 2, without a traceback. The message names
+    what was wrong, its value, and what is allowed.
+    """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal, after its state was saved.
+
+    Attributes:
+        signal_number: the signal that asked (2 for Ctrl-C, 15 for SIGTERM).
+    """
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that shells use for a process ended by this signal: 130 or 143."""
+        return 128 + self.signal_number
