@@ -81,7 +81,8 @@ def judge(actual: dict[str, Tensor], eager: dict[str, Tensor], truth: dict[str, 
         assert actual[name].shape == true.shape, name
         assert actual[name].isfinite().all(), f"{name} has values that are not finite"
         for size in (lambda x: x.abs().max().item(), lambda x: x.norm().item()):
-            error, allowed = size(actual[name].double() - true), 2 * size(eager[name].double() - true) + eps * size(true)
+            error = size(actual[name].double() - true)
+            allowed = 2 * size(eager[name].double() - true) + eps * size(true)
             assert error <= allowed, f"{name}: error {error:.3g} against {allowed:.3g} allowed, of {size(true):.3g}"
 
 
@@ -178,7 +179,7 @@ def _no_caches() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """`torch.compile` remembers nothing, from before or in files: the route of an op is not part of its memory's key."""
+    """`torch.compile` remembers nothing, from before or in files: an op's route is no part of its memory's key."""
     torch._dynamo.reset()
     with _no_caches():
         yield

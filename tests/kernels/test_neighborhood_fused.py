@@ -61,7 +61,8 @@ def test_obeys_the_rule_at_every_dimension_and_dtype(d, kernel, dilation, stride
 @pytest.mark.parametrize("case", ["square", "stride", "one-window"])
 def test_repeats_are_bitwise_equal(case, fused, drawn, results):
     batch, height, width, heads, d, dv, kernel, dilation, stride, _, dtype = CASES[case]
-    tensors = {name: x.to(dtype) for name, x in drawn(batch, height, width, heads, d, dv, (kernel, kernel), fused).items()}
+    tensors = drawn(batch, height, width, heads, d, dv, (kernel, kernel), fused)
+    tensors = {name: x.to(dtype) for name, x in tensors.items()}
     grad = torch.randn(batch, height, width, heads, dv, device=fused, dtype=dtype)
 
     def call(q, k, v, bias):
@@ -88,7 +89,7 @@ def test_any_strides_are_read_in_place_or_copied(fused, poisoned, results):
     wide = torch.randn(2, 9, 6, 3, 4, 16, device=fused)
     grad = torch.randn(2, 4, 6, 2, 16, device=fused)
     slices = dict(zip("qkv", wide[:, 1:9:2, :, :, 1:3].unbind(3), strict=True))       # rows, heads and columns apart
-    turned = {name: x.transpose(-1, -2).contiguous().transpose(-1, -2) for name, x in slices.items()}  # D not contiguous
+    turned = {name: x.transpose(-1, -2).contiguous().transpose(-1, -2) for name, x in slices.items()}  # D apart
     plain = {name: x.contiguous() for name, x in slices.items()}
 
     def call(q, k, v):

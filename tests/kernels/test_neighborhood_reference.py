@@ -9,7 +9,7 @@ from visionattn.kernels.neighborhood.geometry import make_geometry
 
 
 def _case(seed: int):
-    """A drawn shape: odd, rectangular, batch 1, kernels odd, even and per axis, dilations that do not divide the map."""
+    """A drawn case: odd, rectangular, batch 1; kernels odd, even, per axis; dilations that do not divide the map."""
     r = random.Random(seed)
     kernel = (r.randint(1, 7), r.randint(1, 7)) if r.random() < 0.7 else (r.randint(1, 7),) * 2
     dilation = (r.randint(1, 3), r.randint(1, 3)) if r.random() < 0.6 else (1, 1)

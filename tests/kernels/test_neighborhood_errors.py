@@ -1,0 +1,63 @@
+"""Every wrong argument gets an exception that names it, what it was, and what is allowed."""
+import pytest
+import torch
+
+from visionattn.kernels import explain, neighborhood_attention, neighborhood_attention_packed
+
+
+def _q(*shape: int, dtype=torch.float32, device="cpu") -> torch.Tensor:
+    return torch.zeros(shape or (1, 8, 9, 2, 16), dtype=dtype, device=device)
+
+
+WRONG = {
+    "q-ndim": (dict(q=_q(8, 9, 2, 16)), ValueError,
+               r"q must be \[batch, height, width, heads, head_dim\].*\[8, 9, 2, 16\]"),
+    "v-ndim": (dict(v=_q(1, 8, 9, 32)), ValueError, r"v must be .*\[1, 8, 9, 32\]"),
+    "k-shape": (dict(k=_q(1, 8, 8, 2, 16)), ValueError,
+                r"k must have q's shape \[1, 8, 9, 2, 16\], got \[1, 8, 8, 2, 16\]"),
+    "v-shape": (dict(v=_q(1, 8, 9, 1, 16)), ValueError, r"v must have q's shape .*\[1, 8, 9, 1, 16\]"),
+    "k-dtype": (dict(k=_q(dtype=torch.float64)), TypeError,
+                "one dtype, got torch.float32 for q and torch.float64 for k"),
+    "int-dtype": (dict(q=_q(dtype=torch.int32), k=_q(dtype=torch.int32), v=_q(dtype=torch.int32)), TypeError,
+                  "must be float16, bfloat16, float32 or float64, got torch.int32"),
+    "v-device": (dict(v=_q(device="meta")), ValueError, "one device, got cpu for q and meta for v"),
+    "small-head": (dict(q=_q(1, 8, 9, 2, 4), k=_q(1, 8, 9, 2, 4)), ValueError,
+                   r"head dimension of q must lie in 8..256, got 4"),
+    "large-head": (dict(v=_q(1, 8, 9, 2, 257)), ValueError, r"head dimension of v must lie in 8..256, got 257"),
+    "kernel-0": (dict(kernel_size=0), ValueError, "kernel_size must be at least 1, got 0"),
+    "kernel-float": (dict(kernel_size=7.0), TypeError, "kernel_size must be an int or a pair of ints .* got 7.0"),
+    "kernel-triple": (dict(kernel_size=(3, 3, 3)), TypeError, r"kernel_size must be .* got \(3, 3, 3\)"),
+    "dilation-0": (dict(dilation=(1, 0)), ValueError, r"dilation must be at least 1, got \(1, 0\)"),
+    "stride-0": (dict(stride=0), ValueError, "stride must lie between 1 and kernel_size per axis, got 0"),
+    "stride-4": (dict(stride=4), ValueError,
+                 "stride must lie between 1 and kernel_size per axis, got 4 for kernel_size 3"),
+    "map-height": (dict(kernel_size=9), ValueError, r"9 \* 1 = 9 > 8 \(height\)"),
+    "map-width": (dict(dilation=(1, 4)), ValueError, r"3 \* 4 = 12 > 9 \(width\)"),
+    "bias-shape": (dict(bias=torch.zeros(2, 5, 4)), ValueError, r"bias must be .*\[2, 5, 5\], got shape \[2, 5, 4\]"),
+    "bias-heads": (dict(bias=torch.zeros(1, 5, 5)), ValueError, r"bias must be .*\[2, 5, 5\], got shape \[1, 5, 5\]"),
+    "bias-dtype": (dict(bias=torch.zeros(2, 5, 5, dtype=torch.long)), TypeError,
+                   "floating-point tensor, got torch.int64"),
+    "bias-device": (dict(bias=torch.zeros(2, 5, 5, device="meta")), ValueError,
+                    "bias must be on q's device cpu, got meta"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_argument_is_named(case):
+    change, error, message = WRONG[case]
+    arguments = dict(q=_q(), k=_q(), v=_q(), kernel_size=3) | change
+    with pytest.raises(error, match=message):
+        neighborhood_attention(**arguments)
+    with pytest.raises(error, match=message):
+        explain("neighborhood_attention", **arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 9, 2, 2, 16), (1, 8, 9, 3, 32)])
+def test_a_wrong_packed_shape_is_named(shape):
+    with pytest.raises(ValueError, match=r"qkv must be \[batch, height, width, 3, heads, head_dim\], got shape"):
+        neighborhood_attention_packed(torch.zeros(shape), 3)
+
+
+def test_a_wrong_argument_is_named_by_the_torch_operator_too():
+    with pytest.raises(ValueError, match="k must have q's shape"):
+        torch.ops.visionattn.neighborhood_attention(_q(), _q(1, 8, 8, 2, 16), _q(), None, [3, 3], [1, 1], [1, 1], 1.0)

@@ -1,0 +1,55 @@
+"""Every kernel compiles, on a machine without a GPU, for every card that is supported, and fits into it."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}      # KiB that one program may take, by compute capability
+SPILLS = 128                                                # bytes of stack a thread: an eighth of its registers
+PROGRAM = """
+import json, sys, torch
+from visionattn.kernels._launch import compile_only
+from visionattn.kernels.neighborhood import fused
+from visionattn.kernels.neighborhood.geometry import make_geometry
+
+found = []
+for capability, d, dtype, kernel, size, bias in json.loads(sys.argv[1]):
+    q, k, v, dq, dk, dv, grad = (torch.empty(1, size, size, 2, d, dtype=getattr(torch, dtype)) for _ in range(7))
+    table = torch.zeros(2, 2 * kernel - 1, 2 * kernel - 1) if bias else None
+    geometry = make_geometry(kernel)
+    with compile_only(capability) as compiled:
+        out, lse = fused.forward(q, k, v, table, geometry, 1.0)
+        fused.backward(grad, q, k, v, table, out, lse, geometry, 1.0, dq, dk, dv, bias)
+    found += [[capability, d, dtype, kernel, size, c.name, c.shared, c.spills] for c in compiled]
+print(json.dumps(found))
+"""
+
+
+def _compile(cases: list[tuple]) -> None:
+    pytest.importorskip("triton", reason="needs triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(cases)], cwd=Path(__file__).parents[2],
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert len({(case[0], case[5]) for case in found}) >= 2 * len({case[0] for case in cases})
+    for capability, *case, shared, spills in found:
+        assert shared <= SHARED[capability] * 1024, (capability, case, shared)
+        assert spills is None or spills <= SPILLS, (capability, case, f"{spills} bytes of stack a thread")
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_the_models_kernels_fit(capability):
+    _compile([(capability, 32, "bfloat16", 7, 14, True), (capability, 32, "bfloat16", 7, 7, True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("capability", SHARED)
+def test_every_kernel_fits(capability, d, dtype):
+    _compile([(capability, d, dtype, kernel, size, bias)
+              for kernel, size in ((7, 14), (7, 7), (13, 32)) for bias in (False, True)])
