@@ -61,7 +61,8 @@ def test_one_dynamic_graph_serves_every_size_above_the_smallest_unclamped_one():
     model = _model().eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
     with torch.no_grad():
-        for shape in [(2, 3, 40, 64), (2, 3, 300, 240), (1, 3, 225, 301), (4, 3, 256, 333)]:
+        # no batch of one: torch itself compiles that apart
+        for shape in [(2, 3, 40, 64), (2, 3, 300, 240), (3, 3, 225, 301), (4, 3, 256, 333)]:
             x = torch.randn(shape)
             torch.testing.assert_close(compiled(x), model(x))
     assert len(graphs) == 2, "one for the clamped size, one for the others"
