@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,9 +59,12 @@ class Folder:
         self.cached = [self._read(i) for i in range(len(self.files))] if cache else None
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
+        # Not self.files[index], which puts the next image in the place of one that cannot be read.
         try:
-            return self.files[index]
-        except OSError as error:
+            file, label = self.files.reader[index]
+            with file, Image.open(file) as image:
+                return image.convert("RGB"), label
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers raise all three
             raise UserError(f"cannot read image {self.name(index)}: {error}") from None
 
     def __len__(self) -> int:
@@ -74,7 +78,11 @@ class Folder:
 
 
 def load_images(config: DataConfig) -> tuple[Images, Images]:
-    """The training and the validation pictures that the options name."""
+    """The training and the validation pictures that the options name.
+
+    Raises:
+        UserError: where images are missing or the splits' classes differ.
+    """
     if config.dataset == "shapes":
         lengths = {"train": config.shapes_train, "val": config.shapes_val}
         processes = os.cpu_count() or 1
@@ -83,6 +91,8 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
     if train.classes != val.classes:
         missing = sorted(set(train.classes) ^ set(val.classes))[:5]
         raise UserError(f"data.root: the splits' classes differ, for example {', '.join(missing)}")
+    if len(train.classes) < 2:
+        raise UserError(f"data.root: there is only the class {train.classes[0]!r}; at least two are needed")
     return train, val
 
 
@@ -186,8 +196,10 @@ def eval_loader(config: TrainConfig, images: Images, rank: int, world: int, pin:
 def _loader(config: TrainConfig, dataset: Dataset, pin: bool, **how: Any) -> DataLoader:
     workers = config.data.workers
     more = dict(prefetch_factor=4, persistent_workers=True) if workers else {}
-    return DataLoader(dataset, num_workers=workers, pin_memory=pin, worker_init_fn=_one_thread, **more, **how)
+    return DataLoader(dataset, num_workers=workers, pin_memory=pin, worker_init_fn=_start_worker, **more, **how)
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    # A process group of its own: Ctrl-C goes to the main process alone, which finishes its step and needs its batches.
+    os.setpgid(0, 0)
     torch.set_num_threads(1)

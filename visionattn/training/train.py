@@ -18,7 +18,7 @@ import visionattn  # noqa: F401  registers the models
 from . import checkpoint, logs
 from .classification import Classification, cpu_threads
 from .config import TrainConfig, validate
-from .errors import Interrupted, UserError
+from .errors import Interrupted, UserError, one_line
 from .loop import Trainer
 from .options import parse, to_yaml
 
@@ -32,11 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         validate(config)
         run(config)
     except UserError as error:
-        print(f"visionattn train: error: {error}", file=sys.stderr)
+        print(f"visionattn train: error: {one_line(error)}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(f"visionattn train: {stop}; saved, continue with --resume auto", file=sys.stderr)
         return stop.exit_code
+    except KeyboardInterrupt:
+        print("visionattn train: stopped before the first step; there was nothing to save", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -57,6 +60,7 @@ def run(config: TrainConfig) -> dict[str, float]:
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs bandwidth, finds no nondeterminism
         torch.backends.cudnn.benchmark = False
     set_seed(config.run.seed)
     with cpu_threads(config.run.threads):
@@ -66,6 +70,8 @@ def run(config: TrainConfig) -> dict[str, float]:
             trainer.restore(resume)
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
+            if resume is not None and resume.parent == (folder / "checkpoints").resolve():
+                checkpoint.rewind(resume)
             logs.describe_run(folder, to_yaml(config), device)
             millions = sum(p.numel() for p in task.model.parameters()) / 1e6
             console.print(
@@ -101,16 +107,25 @@ def _run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
     if config.resume not in ("none", "auto"):
         found = checkpoint.find(Path(config.resume))
         own = found.parent.parent if found.parent.name == "checkpoints" else None
+        if named is not None and (own is None or named.resolve() != own):
+            _require_free(named)
         return named or own or _free_folder(config), found
     if config.resume == "none":
-        if named is not None and (named / "checkpoints").exists():
-            raise UserError(f"run.dir: {named} already holds a run; continue it with --resume auto, or name another folder")
+        if named is not None:
+            _require_free(named)
         return named or _free_folder(config), None
     candidates = [named] if named is not None else _taken_folders(config)[::-1]
     for folder in candidates:
         if (folder / "checkpoints" / "last").exists():
             return folder, checkpoint.find(folder)
     return named or _free_folder(config), None
+
+
+def _require_free(folder: Path) -> None:
+    if (folder / "checkpoints").exists():
+        raise UserError(f"run.dir: {folder} already holds a run; continue it with --resume auto, or name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run.dir: {folder} is a file; it must be a folder, or not there yet")
 
 
 def _taken_folders(config: TrainConfig) -> list[Path]:
