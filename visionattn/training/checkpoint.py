@@ -66,6 +66,17 @@ def save(folder: Path, checkpoint: Checkpoint, best: bool = False) -> Path:
     return target
 
 
+def rewind(target: Path) -> None:
+    """Make a checkpoint the last of its run: drop the later ones, as the run takes another way from here."""
+    folder = target.parent
+    later = [other for other in folder.glob("step-*") if other.name > target.name]
+    _point(folder / "last", target)
+    if (folder / "best").resolve() in later:
+        _point(folder / "best", target)
+    for other in later:
+        shutil.rmtree(other, ignore_errors=True)
+
+
 def find(path: Path) -> Path:
     """The checkpoint folder that a user means by ``path``: itself, a run folder, or that run's checkpoints folder.
 
@@ -87,6 +98,8 @@ def load(folder: Path) -> Checkpoint:
     file = folder / STATE
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or not {"step", "best", "config"} <= state.keys():
+            raise ValueError("it is not the state of a run")
         file = folder / MODEL
         model = load_file(file)
         file = folder / EMA

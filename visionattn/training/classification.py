@@ -58,6 +58,7 @@ class Classification:
         self.classes = self.train_images.classes
         self.model = create_model(config, len(self.classes))
         augment = config.augment
+        data.train_transform(config.data, augment)  # refuses bad options now, before the run has a folder
         self.mix = None
         if augment.mixup or augment.cutmix:
             self.mix = Mixup(
@@ -70,6 +71,11 @@ class Classification:
         if len(self.train_images) < config.optim.batch_size:
             raise UserError(
                 f"optim.batch_size is {config.optim.batch_size}, but there are only {len(self.train_images)} training images"
+            )
+        micro = config.optim.batch_size // (config.optim.accumulation * accelerator.num_processes)
+        if self.mix is not None and micro % 2:
+            raise UserError(
+                f"optim.batch_size / (optim.accumulation x processes) is {micro}; mixup and cutmix need an even number"
             )
         self.steps_per_epoch = len(self.train_images) // config.optim.batch_size
         self._eval_loader = None

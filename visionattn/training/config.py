@@ -263,6 +263,11 @@ def validate(config: TrainConfig) -> None:
     _require(min(config.data.std) > 0, "data.std", config.data.std, "above 0 for every channel")
     if config.data.dataset == "folder" and not config.data.root:
         raise UserError("data.root is not set; data.dataset 'folder' needs the directory that holds the splits")
-    micro = config.optim.batch_size // config.optim.accumulation
+    parts = config.optim.accumulation
+    _require(
+        config.optim.batch_size % parts == 0, "optim.batch_size", config.optim.batch_size,
+        f"a multiple of optim.accumulation = {parts}",
+    )  # fmt: skip
+    micro = config.optim.batch_size // parts
     if (config.augment.mixup or config.augment.cutmix) and micro % 2:
         raise UserError(f"optim.batch_size / optim.accumulation is {micro}; mixup and cutmix need an even number")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_transform
-from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
@@ -130,8 +129,13 @@ class Plain(Dataset):
 
 
 def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable:
-    """PIL image -> augmented, normalised float32 ``[3, size, size]``."""
+    """PIL image -> augmented, normalised float32 ``[3, size, size]``.
+
+    Raises:
+        UserError: for a policy that timm does not know.
+    """
     size = data.image_size
+    policy = _policy(augment.auto_augment, data) if augment.auto_augment else None
     if augment.crop == "resized":
         return create_transform(
             size, is_training=True, scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
@@ -145,16 +149,24 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable:
         steps.append(transforms.RandomHorizontalFlip(augment.hflip))
     if augment.vflip:
         steps.append(transforms.RandomVerticalFlip(augment.vflip))
-    if augment.auto_augment:
-        mean = tuple(min(255, round(255 * m)) for m in data.mean)
-        make = rand_augment_transform if augment.auto_augment.startswith("rand") else auto_augment_transform
-        steps.append(make(augment.auto_augment, dict(translate_const=int(size * 0.45), img_mean=mean)))
+    if policy is not None:
+        steps.append(policy)
     elif augment.color_jitter:
         steps.append(transforms.ColorJitter(*[augment.color_jitter] * 3))
     steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
     if augment.erase:
         steps.append(RandomErasing(augment.erase, mode=augment.erase_mode, device="cpu"))
     return transforms.Compose(steps)
+
+
+def _policy(name: str, data: DataConfig) -> Callable:
+    kinds = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+    make = kinds.get(name.split("-")[0], auto_augment_transform)
+    mean = tuple(min(255, round(255 * m)) for m in data.mean)
+    try:
+        return make(name, dict(translate_const=int(data.image_size * 0.45), img_mean=mean))
+    except (AssertionError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"augment.auto_augment is {name!r}, which timm refuses: {error}") from None
 
 
 def eval_transform(data: DataConfig) -> Callable:

@@ -31,6 +31,8 @@ from .options import plain
 from .progress import Progress
 from .randomness import Purpose, seed_all, seed_of
 
+OPTIONS = ("weight_decay", "betas", "eps", "momentum")  # of a parameter group; the learning rate is the schedule's
+
 
 class Task(Protocol):
     """What is trained: a model, where its batches come from, its loss, and how it is judged."""
@@ -110,14 +112,20 @@ class Trainer:
         for key, value in self.task.describe().items():
             if found.state.get(key) != value:
                 raise UserError(f"resume: {path} was trained with {key} = {found.state.get(key)}, but now it is {value}")
+        name = found.state["config"]["optim"]["name"]
+        if name != self.config.optim.name:
+            raise UserError(f"resume: {path} was trained with optim.name = {name}, but now it is {self.config.optim.name}")
         if bool(found.ema) != (self.ema is not None):
             raise UserError(f"resume: {path} and ema.enabled disagree on whether averaged weights are kept")
         try:
             self.plain.load_state_dict(found.model)
             if self.ema is not None:
                 self.ema.module.load_state_dict(found.ema)
+            named = [{key: group[key] for key in OPTIONS if key in group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(found.optimizer)
-        except (RuntimeError, ValueError) as error:
+            for group, options in zip(self.optimizer.param_groups, named):
+                group.update(options)  # the checkpoint's would silently win over those that this run was given
+        except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"resume: {path} does not fit this run: {str(error).splitlines()[0]}") from None
         self.step, self.best = found.state["step"], found.state["best"]
 

@@ -49,6 +49,9 @@ def parse(config_class: type[Config], argv: Sequence[str], prog: str, descriptio
             raise UserError(f"--config {path}: not a YAML file: {_one_line(str(error))}") from None
         if not isinstance(content, dict):
             raise UserError(f"--config {path}: the file must hold options as 'key: value', but holds {content!r:.60}")
+        for name in _sections(config_class):
+            if not isinstance(content.get(name, {}), dict):
+                raise UserError(f"--config {path}: {name} must hold options as 'key: value', but is {content[name]!r:.60}")
     try:
         namespace = parser.parse_args(list(argv))
         return _build(config_class, namespace)
@@ -77,10 +80,15 @@ def _build(config_class: type, namespace: Any) -> Any:
     values = {}
     for item in dataclasses.fields(config_class):
         value = namespace[item.name]
-        factory = item.default_factory
-        nested = isinstance(factory, type) and dataclasses.is_dataclass(factory)
-        values[item.name] = _build(factory, value) if nested else value
+        section = _sections(config_class).get(item.name)
+        values[item.name] = _build(section, value) if section else value
     return config_class(**values)
+
+
+def _sections(config_class: type) -> dict[str, type]:
+    """The fields that are dataclasses themselves."""
+    factories = {item.name: item.default_factory for item in dataclasses.fields(config_class)}
+    return {name: made for name, made in factories.items() if isinstance(made, type) and dataclasses.is_dataclass(made)}
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:
@@ -92,8 +100,8 @@ def _keys(config_class: type, prefix: str = "") -> list[str]:
     keys = []
     for item in dataclasses.fields(config_class):
         keys.append(prefix + item.name)
-        if isinstance(item.default_factory, type) and dataclasses.is_dataclass(item.default_factory):
-            keys += _keys(item.default_factory, f"{prefix}{item.name}.")
+        if section := _sections(config_class).get(item.name):
+            keys += _keys(section, f"{prefix}{item.name}.")
     return keys
 
 
@@ -113,7 +121,6 @@ def _explain(message: str, config_class: type) -> str:
     if unknown is None:
         message = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", _one_line(message))
         return re.sub(r"<class '([^']+)'>", r"\1", message)
-    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
-    if not near:  # the right name in the wrong section
-        near = [key for key in known if key.split(".")[-1] == unknown.split(".")[-1]]
+    near = [key for key in known if key.split(".")[-1] == unknown.split(".")[-1]]  # in the wrong section
+    near = near or difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
     return f"{label}; " + (f"did you mean {near[0]}?" if near else "--help lists the options")

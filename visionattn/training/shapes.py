@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -261,8 +262,9 @@ class Shapes:
         chunk = 500
         jobs = [(split, seed, size, begin, min(begin + chunk, length)) for begin in range(0, length, chunk)]
         if processes > 1 and len(jobs) > 1:
-            # Fork: the children need nothing but NumPy, and start at once.
-            with ProcessPoolExecutor(min(processes, len(jobs)), multiprocessing.get_context("fork")) as pool:
+            # Fork: the children need nothing but NumPy, and start at once. A process group each: Ctrl-C is the parent's.
+            fork = multiprocessing.get_context("fork")
+            with ProcessPoolExecutor(min(processes, len(jobs)), fork, os.setpgid, (0, 0)) as pool:
                 parts = list(pool.map(_draw_images, *zip(*jobs)))
         else:
             parts = [_draw_images(*job) for job in jobs]
