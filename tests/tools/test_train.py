@@ -23,9 +23,9 @@ from visionattn.training.train import main
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = dict(stem_stride=4, dims=[16, 16, 32, 32], depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
 TINY = [
-    "--model.kwargs", json.dumps(MODEL), "--data.image_size", "32", "--data.shapes_train", "64", "--data.shapes_val", "20",
-    "--optim.batch_size", "16", "--schedule.epochs", "2", "--run.device", "cpu", "--run.log_steps", "1",
-    "--run.threads", "1",
+    "--model.kwargs", json.dumps(MODEL), "--data.image_size", "32", "--data.shapes_train", "64",
+    "--data.shapes_val", "20", "--optim.batch_size", "16", "--schedule.epochs", "2", "--run.device", "cpu",
+    "--run.log_steps", "1", "--run.threads", "1",
 ]  # fmt: skip
 
 
@@ -61,7 +61,8 @@ def test_a_run_leaves_what_it_takes_to_read_it_and_to_run_it_again(trained: Path
         "checkpoints",
     }  # fmt: skip
     assert [row["step"] for row in table(trained / "epochs.csv")] == ["20", "40"]
-    assert {"step", "epoch", "train_loss", "val_loss", "top1", "top5", "seconds"} == table(trained / "epochs.csv")[0].keys()
+    columns = ["step", "epoch", "train_loss", "val_loss", "top1", "top5", "seconds"]
+    assert list(table(trained / "epochs.csv")[0]) == columns
     assert json.loads((trained / "environment.json").read_text())["versions"]["timm"]
     assert (trained / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert len(EventAccumulator(str(trained / "tensorboard")).Reload().Scalars("train/loss")) == 40
@@ -82,7 +83,11 @@ def test_the_written_config_runs_the_same_again(trained: Path, tmp_path: Path) -
 def test_trained_weights_load_with_timm(trained: Path, name: str) -> None:
     file = trained / "checkpoints" / "last" / f"{name}.safetensors"
     model = timm.create_model(
-        "gna_nano", pretrained=True, pretrained_cfg_overlay=dict(file=str(file), num_classes=10), num_classes=10, **MODEL
+        "gna_nano",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(file), num_classes=10),
+        num_classes=10,
+        **MODEL,
     ).eval()
     plain = timm.create_model("gna_nano", num_classes=10, **MODEL).eval()
     plain.load_state_dict(load_file(file))
@@ -202,7 +207,9 @@ def test_a_bad_checkpoint_is_one_clear_line(trained: Path, tmp_path: Path, capsy
         refuses(capsys, f"{name} cannot be read", "--resume", copy, "--run.dir", tmp_path / "run")
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_holds_a_run_is_not_overwritten(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     refuses(capsys, f"run.dir: {trained} already holds a run", "--run.dir", trained)
     copy = shutil.copytree((trained / "checkpoints" / "last").resolve(), tmp_path / "copy")
     refuses(capsys, f"run.dir: {trained} already holds a run", "--run.dir", trained, "--resume", copy)
@@ -265,4 +272,3 @@ def test_the_console_script_passes_options_on(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--help"])
     assert stop.value.code == 0 and "--schedule.epochs" in capsys.readouterr().out
-

@@ -16,7 +16,7 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., TrainConfig]:
     """``tiny(*argv)``: the options of a tiny run, with those in argv over them."""
 
@@ -28,7 +28,7 @@ def tiny() -> Callable[..., TrainConfig]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def equal_bits() -> Callable[[object, object], bool]:
     """Whether two nests of tensors and plain values are the same, bit for bit."""
 

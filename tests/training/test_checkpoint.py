@@ -15,7 +15,9 @@ from visionattn.training.errors import UserError
 def make(step: int, ema: bool = True) -> Checkpoint:
     weights = {"w": torch.full((3,), float(step)), "n": torch.tensor(step)}
     state = dict(step=step, best=0.5, config={"optim": {"name": "adamw"}})
-    return Checkpoint(weights, {k: v * 2 for k, v in weights.items()} if ema else {}, {"state": {0: weights["w"]}}, state)
+    return Checkpoint(
+        weights, {k: v * 2 for k, v in weights.items()} if ema else {}, {"state": {0: weights["w"]}}, state
+    )
 
 
 def folders(folder: Path) -> set[str]:

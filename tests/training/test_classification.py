@@ -83,7 +83,9 @@ def test_processes_share_the_evaluation_without_overlap(tiny: Callable[..., Trai
 def test_two_classes_are_enough(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
     write_folder(tmp_path, ("a", "b"))
     config = tiny("--data.dataset", "folder", "--data.root", tmp_path, "--optim.batch_size", 4)
-    found = Classification(config, Accelerator(cpu=True)).evaluate(nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 3, 2)))
+    found = Classification(config, Accelerator(cpu=True)).evaluate(
+        nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 3, 2))
+    )
     assert found["top5"] == 100
 
 

@@ -4,12 +4,12 @@ import csv
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from visionattn.training import checkpoint, train
+from visionattn.training import checkpoint, logs, train
 from visionattn.training.config import TrainConfig
 from visionattn.training.errors import Interrupted, UserError
 from visionattn.training.loop import Trainer
@@ -19,6 +19,22 @@ RECIPE = [
     "--augment.mixup", "0.8", "--augment.cutmix", "1", "--augment.erase", "0.5", "--model.drop_path", "0.1",
     "--optim.accumulation", "2", "--optim.clip_grad", "1",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Drawing takes longer than these runs do, and other tests look at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "draw_curves", lambda folder: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory, no_curves: None) -> Path:
+    """The folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train.run(tiny(*RECIPE, "--run.dir", folder))
+    return folder
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -49,15 +65,13 @@ def same_end(a: Path, b: Path, equal_bits: Callable) -> None:
         assert read[0] == read[1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
 def test_stopped_by_a_signal_and_resumed_ends_bit_for_bit_the_same(
     tiny: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, equal_bits: Callable,
-    workers: int, number: int,
+    whole: Path, number: int, workers: int,
 ) -> None:  # fmt: skip
     recipe = [*RECIPE, "--data.workers", workers]
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    train.run(tiny(*recipe, "--run.dir", tmp_path / "whole"))
     with monkeypatch.context() as patch:
         interrupt(patch, 6, lambda: os.kill(os.getpid(), number))
         with pytest.raises(Interrupted) as stop:
@@ -66,7 +80,7 @@ def test_stopped_by_a_signal_and_resumed_ends_bit_for_bit_the_same(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert checkpoint.load(checkpoint.find(tmp_path / "cut")).state["step"] == 7  # in the middle of an epoch
     train.run(tiny(*recipe, "--run.dir", tmp_path / "cut", "--resume", "auto"))
-    same_end(tmp_path / "whole", tmp_path / "cut", equal_bits)
+    same_end(whole, tmp_path / "cut", equal_bits)
 
 
 def test_killed_between_checkpoints_and_resumed_ends_bit_for_bit_the_same(
@@ -124,8 +138,9 @@ def test_learning_rate_rises_linearly_falls_as_a_cosine_and_stays_at_its_end(
     tiny: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     train.run(tiny(
-        "--run.dir", tmp_path / "r", "--schedule.epochs", 3, "--schedule.warmup_epochs", 1.25, "--schedule.cooldown_epochs",
-        1, "--optim.lr", 0.01, "--optim.lr_batch", 32, "--schedule.warmup_lr", 0.001, "--schedule.min_lr", 0.0005,
+        "--run.dir", tmp_path / "r", "--schedule.epochs", 3, "--schedule.warmup_epochs", 1.25,
+        "--schedule.cooldown_epochs", 1, "--optim.lr", 0.01, "--optim.lr_batch", 32,
+        "--schedule.warmup_lr", 0.001, "--schedule.min_lr", 0.0005,
     ))  # fmt: skip
     rates = [float(row["lr"]) for row in table(tmp_path / "r" / "steps.csv")]
     peak, warm, end = 0.005, 5, 12
@@ -168,7 +183,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(
     tiny: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     config = tiny("--run.dir", tmp_path / "r", "--optim.name", "sgd", "--optim.lr", 1e30, "--schedule.warmup_epochs", 0)
-    with pytest.raises(UserError, match="the loss is (nan|inf) after step .*; a lower optim.lr or optim.clip_grad may help"):
+    with pytest.raises(
+        UserError, match="the loss is (nan|inf) after step .*; a lower optim.lr or optim.clip_grad may help"
+    ):
         train.run(config)
     assert not (tmp_path / "r" / "checkpoints").exists()
 

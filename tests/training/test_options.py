@@ -93,7 +93,10 @@ def test_imagenet_configs_need_nothing_but_the_data_root(name: str) -> None:
         (["--optim.clip_grad", 0], "optim.clip_grad is 0.0; it must be above 0"),
         (["--data.std", "[1, 0, 1]"], "data.std is .*; it must be above 0 for every channel"),
         (["--schedule.warmup_epochs", 8], "schedule.warmup_epochs is 8.0; it must be below schedule.epochs = 8"),
-        (["--optim.batch_size", 30, "--optim.accumulation", 4], "optim.batch_size is 30; it must be a multiple of optim.accumulation = 4"),
+        (
+            ["--optim.batch_size", 30, "--optim.accumulation", 4],
+            "optim.batch_size is 30; it must be a multiple of optim.accumulation = 4",
+        ),
         (["--augment.mixup", 0.2, "--optim.batch_size", 5], "is 5; mixup and cutmix need an even number"),
         (["--data.dataset", "folder"], "data.root is not set"),
     ],

@@ -16,7 +16,12 @@ def epoch_of(world: int, accumulation: int, epoch: int = 0, seed: int = 3, lengt
     ]
     assert all(len(batches) == steps * accumulation for batches in ranks)
     return [
-        [index for micro in range(accumulation) for batches in ranks for _, index in batches[step * accumulation + micro]]
+        [
+            index
+            for micro in range(accumulation)
+            for batches in ranks
+            for _, index in batches[step * accumulation + micro]
+        ]
         for step in range(steps)
     ]
 

@@ -107,7 +107,9 @@ def load(folder: Path) -> Checkpoint:
         file = folder / OPTIMIZER
         optimizer = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # each format's library has errors of its own for a damaged file
-        raise UserError(f"checkpoint {file} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise UserError(
+            f"checkpoint {file} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     return Checkpoint(model, ema, optimizer, state)
 
 

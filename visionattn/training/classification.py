@@ -70,7 +70,8 @@ class Classification:
             self.criterion = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
         if len(self.train_images) < config.optim.batch_size:
             raise UserError(
-                f"optim.batch_size is {config.optim.batch_size}, but there are only {len(self.train_images)} training images"
+                f"optim.batch_size is {config.optim.batch_size}, "
+                f"but there are only {len(self.train_images)} training images"
             )
         micro = config.optim.batch_size // (config.optim.accumulation * accelerator.num_processes)
         if self.mix is not None and micro % 2:

@@ -42,7 +42,7 @@ class DataConfig:
     image_size: int = 64
     """Height and width in pixels of what the network sees."""
     cache: bool = False
-    """For 'folder': decode every image once and keep all of them in memory as uint8 (for small images such as CIFAR)."""
+    """For 'folder': decode every image once and keep them all in memory as uint8 (for small images such as CIFAR)."""
     workers: int = 0
     """Worker processes for loading and augmenting; 0 does it in the main process."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -119,7 +119,7 @@ class OptimConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimiser, for example {fused: true}."""
     batch_size: int = 64
-    """Images in one optimiser step, over all processes and accumulation steps; more processes leave the recipe alone."""
+    """Images in one optimiser step, over all processes and accumulation steps: more processes keep the recipe."""
     accumulation: int = 1
     """Forward and backward passes in one optimiser step."""
     clip_grad: float | None = None
@@ -207,8 +207,8 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     """How and where the run runs"""
     resume: str = "none"
-    """'none' starts anew; 'auto' continues the run folder's last checkpoint, or starts if there is none; a path continues
-    that checkpoint (its folder, or a run folder)."""
+    """'none' starts anew; 'auto' continues the run folder's last checkpoint, or starts if there is none; a path
+    continues that checkpoint (its folder, or a run folder)."""
 
     def peak_lr(self) -> float:
         """The learning rate at the end of the warm-up."""

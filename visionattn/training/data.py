@@ -193,7 +193,8 @@ def train_loader(
 ) -> DataLoader:
     """One loader for all that is left of a run, from optimiser step ``start`` on."""
     sampler = TrainingSampler(
-        len(images), config.optim.batch_size, steps, config.run.seed, start, config.optim.accumulation, rank, world)  # fmt: skip
+        len(images), config.optim.batch_size, steps, config.run.seed, start, config.optim.accumulation,
+        rank, world)  # fmt: skip
     samples = Samples(images, train_transform(config.data, config.augment), config.run.seed)
     return _loader(config, samples, pin, batch_sampler=sampler)
 

@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 def one_line(error: UserError) -> str:
-    """The message on one line; one from a data loader's worker process comes with that process's traceback before it."""
+    """The message on one line; one from a data loader's worker process comes with its traceback before it."""
     last = (str(error).strip().splitlines() or ["?"])[-1]
     return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
 

@@ -128,7 +128,9 @@ def draw_curves(folder: Path) -> Path | None:
         axis = loss if name.endswith("loss") else score
         label = name.replace("val_", "validation ")
         if points:
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"{label}: {points[-1][1]:.4g} at the end")
+            axis.plot(
+                *zip(*points, strict=True), marker="o", markersize=3, label=f"{label}: {points[-1][1]:.4g} at the end"
+            )
     loss.legend(fontsize=8)
     score.set(title="Validation accuracy (%)", xlabel="epoch")
     if score.lines:

@@ -57,7 +57,12 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
         more["betas"] = tuple(options.betas)
     try:
         return create_optimizer_v2(
-            model, options.name, lr=config.peak_lr(), weight_decay=options.weight_decay, momentum=options.momentum, **more
+            model,
+            options.name,
+            lr=config.peak_lr(),
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            **more,
         )
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"optim.name is {options.name!r}: {(str(error).splitlines() or ['?'])[0]}") from None
@@ -95,7 +100,8 @@ class Trainer:
             self.optimizer,
             t_initial=max(1, config.schedule.epochs * task.steps_per_epoch - self._warmup()),
             lr_min=config.peak_lr() if config.schedule.name == "constant" else config.schedule.min_lr,
-            warmup_t=self._warmup(), warmup_lr_init=config.schedule.warmup_lr, warmup_prefix=True, t_in_epochs=False)  # fmt: skip
+            warmup_t=self._warmup(), warmup_lr_init=config.schedule.warmup_lr, warmup_prefix=True,
+            t_in_epochs=False)  # fmt: skip
 
     def _warmup(self) -> int:
         return round(self.config.schedule.warmup_epochs * self.task.steps_per_epoch)
@@ -111,10 +117,14 @@ class Trainer:
         found = checkpoint.load(path)
         for key, value in self.task.describe().items():
             if found.state.get(key) != value:
-                raise UserError(f"resume: {path} was trained with {key} = {found.state.get(key)}, but now it is {value}")
+                raise UserError(
+                    f"resume: {path} was trained with {key} = {found.state.get(key)}, but now it is {value}"
+                )
         name = found.state["config"]["optim"]["name"]
         if name != self.config.optim.name:
-            raise UserError(f"resume: {path} was trained with optim.name = {name}, but now it is {self.config.optim.name}")
+            raise UserError(
+                f"resume: {path} was trained with optim.name = {name}, but now it is {self.config.optim.name}"
+            )
         if bool(found.ema) != (self.ema is not None):
             raise UserError(f"resume: {path} and ema.enabled disagree on whether averaged weights are kept")
         try:
@@ -138,7 +148,9 @@ class Trainer:
             **self.task.describe())  # fmt: skip
         ema = self.ema.module.state_dict() if self.ema is not None else {}
         checkpoint.save(
-            self.folder / "checkpoints", Checkpoint(self.plain.state_dict(), ema, self.optimizer.state_dict(), state), best
+            self.folder / "checkpoints",
+            Checkpoint(self.plain.state_dict(), ema, self.optimizer.state_dict(), state),
+            best,
         )
 
     # The loop.
@@ -197,13 +209,23 @@ class Trainer:
                 values = [float(x) for x in losses]
                 loss = sum(values) / len(values)
                 if not math.isfinite(loss):
-                    raise UserError(f"the loss is {loss} after step {self.step}; a lower optim.lr or optim.clip_grad may help")
+                    raise UserError(
+                        f"the loss is {loss} after step {self.step}; a lower optim.lr or optim.clip_grad may help"
+                    )
                 total, count, losses = total + sum(values), count + len(values), []
                 now = time.perf_counter()
                 speed = (self.step - last_step) * config.optim.batch_size / max(now - started, 1e-9)
                 started, last_step = now, self.step
                 if log is not None:
-                    log.step(dict(step=self.step, epoch=round(self.step / per_epoch, 4), loss=loss, lr=rate, images_per_s=round(speed, 1)))
+                    log.step(
+                        dict(
+                            step=self.step,
+                            epoch=round(self.step / per_epoch, 4),
+                            loss=loss,
+                            lr=rate,
+                            images_per_s=round(speed, 1),
+                        )
+                    )
                 progress.update(self.step, self.step / per_epoch, loss, speed)
             epoch = self.step // per_epoch
             if ends_epoch and (epoch % config.run.eval_every == 0 or self.step == self.steps):
@@ -213,7 +235,15 @@ class Trainer:
                 self.best = max(self.best, found[self.task.score])
                 seconds = time.perf_counter() - begun
                 if log is not None:
-                    log.epoch(dict(step=self.step, epoch=epoch, train_loss=total / max(count, 1), **found, seconds=round(seconds, 2)))
+                    log.epoch(
+                        dict(
+                            step=self.step,
+                            epoch=epoch,
+                            train_loss=total / max(count, 1),
+                            **found,
+                            seconds=round(seconds, 2),
+                        )
+                    )
                 progress.say(f"epoch {epoch}/{self.epochs}  loss {total / max(count, 1):.4f}  " + "  ".join(
                     f"{name} {value:.4g}" for name, value in found.items()) + f"  {seconds:.0f} s")  # fmt: skip
                 total, count = 0.0, 0

@@ -51,7 +51,9 @@ def parse(config_class: type[Config], argv: Sequence[str], prog: str, descriptio
             raise UserError(f"--config {path}: the file must hold options as 'key: value', but holds {content!r:.60}")
         for name in _sections(config_class):
             if not isinstance(content.get(name, {}), dict):
-                raise UserError(f"--config {path}: {name} must hold options as 'key: value', but is {content[name]!r:.60}")
+                raise UserError(
+                    f"--config {path}: {name} must hold options as 'key: value', but is {content[name]!r:.60}"
+                )
     try:
         namespace = parser.parse_args(list(argv))
         return _build(config_class, namespace)

@@ -27,7 +27,9 @@ class Progress:
                 rich_progress.MofNCompleteColumn(), rich_progress.TextColumn("loss {task.fields[loss]:.4f}"),
                 rich_progress.TextColumn("{task.fields[speed]:,.0f} images/s"), rich_progress.TimeElapsedColumn(),
                 rich_progress.TimeRemainingColumn(), console=console)  # fmt: skip
-            self._task = self._bar.add_task("train", total=steps, completed=start, epoch=0.0, loss=float("nan"), speed=0.0)
+            self._task = self._bar.add_task(
+                "train", total=steps, completed=start, epoch=0.0, loss=float("nan"), speed=0.0
+            )
 
     def __enter__(self) -> Progress:
         if self._bar is not None:

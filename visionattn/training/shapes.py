@@ -262,7 +262,8 @@ class Shapes:
         chunk = 500
         jobs = [(split, seed, size, begin, min(begin + chunk, length)) for begin in range(0, length, chunk)]
         if processes > 1 and len(jobs) > 1:
-            # Fork: the children need nothing but NumPy, and start at once. A process group each: Ctrl-C is the parent's.
+            # Fork: the children need nothing but NumPy, and start at once.
+            # A process group each: Ctrl-C goes to the parent alone.
             fork = multiprocessing.get_context("fork")
             with ProcessPoolExecutor(min(processes, len(jobs)), fork, os.setpgid, (0, 0)) as pool:
                 parts = list(pool.map(_draw_images, *zip(*jobs)))

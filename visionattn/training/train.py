@@ -22,7 +22,9 @@ from .errors import Interrupted, UserError, one_line
 from .loop import Trainer
 from .options import parse, to_yaml
 
-DESCRIPTION = "Train an image classifier. With no options: gna_nano on the generated data set 'shapes', on a CPU in minutes."
+DESCRIPTION = (
+    "Train an image classifier. With no options: gna_nano on the generated data set 'shapes', on a CPU in minutes."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +67,9 @@ def run(config: TrainConfig) -> dict[str, float]:
     set_seed(config.run.seed)
     with cpu_threads(config.run.threads):
         task = Classification(config, accelerator)
-        trainer = Trainer(config, task, accelerator, folder, console if accelerator.is_main_process else Console(quiet=True))
+        trainer = Trainer(
+            config, task, accelerator, folder, console if accelerator.is_main_process else Console(quiet=True)
+        )
         if resume is not None:
             trainer.restore(resume)
         if accelerator.is_main_process:
@@ -75,8 +79,9 @@ def run(config: TrainConfig) -> dict[str, float]:
             logs.describe_run(folder, to_yaml(config), device)
             millions = sum(p.numel() for p in task.model.parameters()) / 1e6
             console.print(
-                f"{config.model.name} ({millions:.2f} M parameters) on {len(task.train_images)} + {len(task.val_images)} images "
-                f"of {len(task.classes)} classes, {trainer.epochs} epochs of {task.steps_per_epoch} steps, on {device}"
+                f"{config.model.name} ({millions:.2f} M parameters) on "
+                f"{len(task.train_images)} + {len(task.val_images)} images of {len(task.classes)} classes, "
+                f"{trainer.epochs} epochs of {task.steps_per_epoch} steps, on {device}"
                 + (f", from step {trainer.step}" if resume else "") + f"; folder {folder}",
                 highlight=False, soft_wrap=True)  # fmt: skip
         accelerator.wait_for_everyone()
@@ -84,8 +89,9 @@ def run(config: TrainConfig) -> dict[str, float]:
         found = trainer.train()
     if accelerator.is_main_process:
         console.print(
-            f"done in {time.perf_counter() - begun:.0f} s: validation accuracy {found['top1']:.2f} % (top-5 {found['top5']:.2f} %, "
-            f"loss {found['val_loss']:.4f}); curves {folder / 'curves.png'}, checkpoint {folder / 'checkpoints' / 'last'}",
+            f"done in {time.perf_counter() - begun:.0f} s: validation accuracy {found['top1']:.2f} % "
+            f"(top-5 {found['top5']:.2f} %, loss {found['val_loss']:.4f}); "
+            f"curves {folder / 'curves.png'}, checkpoint {folder / 'checkpoints' / 'last'}",
             highlight=False, soft_wrap=True)  # fmt: skip
     return found
 
@@ -123,7 +129,9 @@ def _run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
 
 def _require_free(folder: Path) -> None:
     if (folder / "checkpoints").exists():
-        raise UserError(f"run.dir: {folder} already holds a run; continue it with --resume auto, or name another folder")
+        raise UserError(
+            f"run.dir: {folder} already holds a run; continue it with --resume auto, or name another folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.dir: {folder} is a file; it must be a folder, or not there yet")
 
