@@ -50,7 +50,7 @@ def test_obeys_the_rule_forward_and_in_every_gradient(case, fused, poisoned, dra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("d, kernel, dilation, stride, dtype", EVERY)
+@pytest.mark.parametrize("d, kernel, dilation, stride, dtype", EVERY, ids=str)
 def test_obeys_the_rule_at_every_dimension_and_dtype(d, kernel, dilation, stride, dtype, fused, poisoned, drawn,
                                                      to_all, rule):
     geometry, function, eager = _both(to_all, kernel, dilation, stride, d)
