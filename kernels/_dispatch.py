@@ -79,7 +79,7 @@ def takes_fused(op: "AttentionOp", q: Tensor, k: Tensor, v: Tensor, *rest: Any) 
     if device == "cpu" and not _interpreting:
         return False
     reason = fused_refuses(op, q, k, v, *rest)
-    if reason is not None and device == "cuda":
+    if reason is not None and device != "cpu":
         _warn_once(op.name, reason)
     return reason is None
 

@@ -134,7 +134,8 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
         *given, out, lse = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():          # a graph of the gradient is asked for: the reference has one of any order
-            again = op.reference(*form.split(*given[:n]), *given[n:], *op.prepare(*ctx.parameters))
+            with torch.autocast(grad_out.device.type, enabled=False):
+                again = op.reference(*form.split(*given[:n]), *given[n:], *op.prepare(*ctx.parameters))
             found = iter(torch.autograd.grad(again, [x for x, need in zip(given, needs) if need], grad_out,
                                              create_graph=True))
             grads = [next(found) if need else None for need in needs[:m]]
