@@ -57,7 +57,9 @@ def store_rows(p, s_y, s_x, y, x, ok, b, D: tl.constexpr, BD: tl.constexpr):
 @triton.jit
 def _exp2(x, FTZ: tl.constexpr):
     if FTZ:  # one instruction; tl.exp2 spends three more on denormals, which a probability does not need
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     return tl.exp2(x)
 
 
@@ -151,8 +153,8 @@ def attend_forward(
         ky, kx = PLACE(k_i, k_j, g)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
-        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
-                      MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
+                      n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
         b_m_new = tl.maximum(b_m, tl.max(b_s, 1) * unit)
         b_p = _exp2(b_s * unit - b_m_new[:, None], FTZ)
         alpha = _exp2(b_m - b_m_new, FTZ)
@@ -218,8 +220,8 @@ def attend_backward_q(
         ky, kx = PLACE(k_i, k_j, g)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
-        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j,
-                      MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
+        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
+                      n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
         b_p = _exp2(b_s * unit - b_lse[:, None], FTZ)
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
         b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
@@ -239,7 +241,7 @@ def attend_backward_kv(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile of keys: walks the queries that see it (the inverse neighborhood), so nothing is scattered."""
+    """dk and dv of a tile of keys: walks the queries that see it, the inverse neighborhood; nothing is scattered."""
     head, t, b = _program(tiles, heads)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
@@ -278,8 +280,8 @@ def attend_backward_kv(
         b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
         b_lse = tl.load(p_lse + o_q, mask=m_q, other=float("inf"))
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
-        b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None], n_i, n_j,
-                      MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
+        b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
+                      n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
         b_p = _exp2(b_s * unit - b_lse[None, :], FTZ)
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)

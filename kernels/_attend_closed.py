@@ -12,7 +12,8 @@ from ._attend import LOG2E, MASKED, _exp2, gather, load_rows, store_rows
 
 
 @triton.jit
-def _pair_bias(p_bias, count, head, i, j, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
+def _pair_bias(p_bias, count, head, i, j, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr,
+               FTZ: tl.constexpr):  # fmt: skip
     """Bias in base 2 with the padding of the tile masked, [N queries, N keys]; the same for every space."""
     b_bias = tl.where(ok[None, :] & (i == i)[:, None], 0.0, MASKED)
     if HAS_BIAS:

@@ -88,7 +88,9 @@ def bias_backward(
             b = tl.cast(i, tl.int64)
             b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
             b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
-            b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
+            b_v = load_rows(
+                p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST
+            )
             b_g = load_rows(p_grad + b * height * o_y + head * DV, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
             b_lse = tl.load(p_lse + b * heads * height * width + o_row, mask=m_q, other=float("inf"))
             b_delta = tl.load(p_delta + b * heads * height * width + o_row, mask=m_q, other=0.0)

@@ -44,5 +44,7 @@ def make_geometry(
     if min(geometry.dilation) < 1:
         raise ValueError(f"dilation must be at least 1, got {dilation}")
     if any(not 1 <= s <= k for s, k in zip(geometry.stride, geometry.kernel, strict=True)):
-        raise ValueError(f"stride must lie between 1 and kernel_size per axis, got {stride} for kernel_size {kernel_size}")
+        raise ValueError(
+            f"stride must lie between 1 and kernel_size per axis, got {stride} for kernel_size {kernel_size}"
+        )
     return geometry
