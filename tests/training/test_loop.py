@@ -152,7 +152,10 @@ def test_learning_rate_rises_linearly_falls_as_a_cosine_and_stays_at_its_end(
 
 
 def test_a_constant_rate_stays_at_the_peak(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    train.run(tiny("--run.dir", tmp_path / "r", "--schedule.name", "constant", "--schedule.epochs", 2))
+    train.run(tiny(
+        "--run.dir", tmp_path / "r", "--schedule.name", "constant", "--schedule.epochs", 2, "--optim.lr", 2e-3,
+        "--schedule.warmup_epochs", 1,
+    ))  # fmt: skip
     rates = [float(row["lr"]) for row in table(tmp_path / "r" / "steps.csv")]
     assert rates[4:] == pytest.approx([2e-3] * 4)
 

@@ -92,7 +92,10 @@ def test_imagenet_configs_need_nothing_but_the_data_root(name: str) -> None:
         (["--ema.decay", 2], "ema.decay is 2.0; it must be between 0 and 1"),
         (["--optim.clip_grad", 0], "optim.clip_grad is 0.0; it must be above 0"),
         (["--data.std", "[1, 0, 1]"], "data.std is .*; it must be above 0 for every channel"),
-        (["--schedule.warmup_epochs", 8], "schedule.warmup_epochs is 8.0; it must be below schedule.epochs = 8"),
+        (
+            ["--schedule.epochs", 8, "--schedule.warmup_epochs", 8],
+            "schedule.warmup_epochs is 8.0; it must be below schedule.epochs = 8",
+        ),
         (
             ["--optim.batch_size", 30, "--optim.accumulation", 4],
             "optim.batch_size is 30; it must be a multiple of optim.accumulation = 4",
@@ -150,3 +153,8 @@ def test_an_error_from_a_worker_process_is_shown_by_its_last_line() -> None:
 
 def test_yaml_holds_plain_values_only() -> None:
     assert yaml.safe_load(to_yaml(TrainConfig()))["data"]["mean"] == list(TrainConfig().data.mean)
+
+
+def test_the_shapes_file_spells_out_what_runs_without_options() -> None:
+    path = Path(__file__).parents[2] / "configs" / "shapes" / "gna_nano.yaml"
+    assert parse(TrainConfig, ["--config", str(path)], "train", "") == parse(TrainConfig, [], "train", "")

@@ -39,7 +39,7 @@ class DataConfig:
     """For 'folder': the name of the training split's directory."""
     val_split: str = "val"
     """For 'folder': the name of the validation split's directory."""
-    image_size: int = 64
+    image_size: int = 48
     """Height and width in pixels of what the network sees."""
     cache: bool = False
     """For 'folder': decode every image once and keep them all in memory as uint8 (for small images such as CIFAR)."""
@@ -67,7 +67,7 @@ class DataConfig:
 class AugmentConfig:
     """Augmentation of the training images"""
 
-    crop: Literal["resized", "padded", "none"] = "padded"
+    crop: Literal["resized", "padded", "none"] = "none"
     """'resized': a random area at a random aspect ratio, as for ImageNet; 'padded': a random crop after padding, as for
     CIFAR; 'none': resize and crop the centre."""
     padding: int = 4
@@ -104,7 +104,7 @@ class OptimConfig:
 
     name: str = "adamw"
     """Any optimiser that timm.optim.create_optimizer_v2 knows."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     """Peak learning rate, for a step of lr_batch images."""
     lr_batch: int | None = None
     """Batch size that lr is given for: the rate used is lr x batch_size / lr_batch. null: lr is used as it is."""
@@ -122,9 +122,9 @@ class OptimConfig:
     """Images in one optimiser step, over all processes and accumulation steps: more processes keep the recipe."""
     accumulation: int = 1
     """Forward and backward passes in one optimiser step."""
-    clip_grad: float | None = None
+    clip_grad: float | None = 1.0
     """Largest norm of the gradient; null does not clip."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
     """Part of the target that is spread over all classes."""
 
 
@@ -132,11 +132,11 @@ class OptimConfig:
 class ScheduleConfig:
     """Length and learning-rate schedule"""
 
-    epochs: int = 8
+    epochs: int = 10
     """Epochs of the schedule, warm-up included."""
     name: Literal["cosine", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    warmup_epochs: float = 1
+    warmup_epochs: float = 0.5
     """Epochs over which the learning rate rises linearly from warmup_lr."""
     warmup_lr: float = 1e-6
     """Learning rate of the first step."""
