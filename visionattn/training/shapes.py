@@ -121,7 +121,7 @@ def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 def _palette(rng: np.random.Generator, figure: bool) -> np.ndarray:
-    """Two colours of one texture, float32 ``[2, 3]`` in [0, 1]. Figures are lighter than the ground in every channel."""
+    """Two colours of one texture, float32 ``[2, 3]`` in [0, 1]: light ones for figures, dark ones for the ground."""
     middle = rng.uniform(0.56, 0.92, 3) if figure else rng.uniform(0.08, 0.44, 3)
     spread = rng.uniform(-0.1, 0.1, 3)
     return np.clip(np.stack([middle - spread, middle + spread]), 0, 1).astype(np.float32)
