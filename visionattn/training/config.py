@@ -132,7 +132,7 @@ class OptimConfig:
 class ScheduleConfig:
     """Length and learning-rate schedule"""
 
-    epochs: int = 10
+    epochs: int = 7
     """Epochs of the schedule, warm-up included."""
     name: Literal["cosine", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
