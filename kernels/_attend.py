@@ -17,7 +17,8 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
     where a pair's additive bias lies among the ``table`` float32 numbers at ``p_bias``; any value for other pairs.
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
-Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Every sum is float32; no atomics.
+Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients need:
+with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the sum. Every sum is float32; no atomics.
 """
 
 import triton
@@ -61,6 +62,47 @@ def _exp2(x, FTZ: tl.constexpr):
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return tl.exp2(x)
+
+
+@triton.jit
+def store_lse(p, o, ok, b_m, b_l, SPLIT: tl.constexpr):
+    """What the backward kernels need to find a query's probabilities again: of the scores' maximum and their sum."""
+    if SPLIT:
+        tl.store(p + 2 * o, b_m, mask=ok)
+        tl.store(p + 2 * o + 1, 1.0 / b_l, mask=ok)
+    else:
+        tl.store(p + o, b_m + tl.log2(b_l), mask=ok)
+
+
+@triton.jit
+def load_lse(p, o, ok, SPLIT: tl.constexpr):
+    """The two numbers a query that :func:`probabilities` takes; the second is any where there is but one."""
+    if SPLIT:
+        return tl.load(p + 2 * o, mask=ok, other=float("inf")), tl.load(p + 2 * o + 1, mask=ok, other=0.0)
+    b_lse = tl.load(p + o, mask=ok, other=float("inf"))
+    return b_lse, b_lse
+
+
+@triton.jit
+def logit_base(SPLIT: tl.constexpr):
+    """What turns natural logits into those that the kernels sum up: base 2, unless digits are dearer than time."""
+    return 1.0 if SPLIT else LOG2E
+
+
+@triton.jit
+def exponentials(b_s, unit, b_m, SPLIT: tl.constexpr, FTZ: tl.constexpr):
+    """2 ** (b_s * unit - b_m); with SPLIT b_m is in units of b_s, and their difference loses no digits."""
+    if SPLIT:
+        return _exp2((b_s - b_m) * unit, FTZ)
+    return _exp2(b_s * unit - b_m, FTZ)
+
+
+@triton.jit
+def probabilities(b_s, unit, b_lse, b_norm, SPLIT: tl.constexpr, FTZ: tl.constexpr):
+    b_p = exponentials(b_s, unit, b_lse, SPLIT, FTZ)
+    if SPLIT:
+        b_p *= b_norm
+    return b_p
 
 
 @triton.jit
@@ -122,7 +164,7 @@ def attend_forward(
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale q k^T + bias) v and the log2-sum-exp of a tile of queries. Strides count ALIGN elements."""
     head, t, b = _program(tiles, heads)
@@ -155,9 +197,9 @@ def attend_forward(
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
         b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
                       n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
-        b_m_new = tl.maximum(b_m, tl.max(b_s, 1) * unit)
-        b_p = _exp2(b_s * unit - b_m_new[:, None], FTZ)
-        alpha = _exp2(b_m - b_m_new, FTZ)
+        b_m_new = tl.maximum(b_m, tl.max(b_s, 1) if SPLIT else tl.max(b_s, 1) * unit)
+        b_p = exponentials(b_s, unit, b_m_new[:, None], SPLIT, FTZ)
+        alpha = exponentials(b_m, unit if SPLIT else 1.0, b_m_new, SPLIT, FTZ)
         b_l = b_l * alpha + tl.sum(b_p, 1)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * alpha[:, None], input_precision=PRECISION)
         b_m = b_m_new
@@ -167,7 +209,7 @@ def attend_forward(
     o_x = heads * DV
     p_out += b * height * width * o_x + head * DV
     store_rows(p_out, width.to(tl.int64) * o_x, o_x, y, x, m_q, b_o / b_l[:, None], DV, BDV)
-    tl.store(p_lse + (b * heads + head) * height * width + (y * width + x), b_m + tl.log2(b_l), mask=m_q)
+    store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT)
 
 
 @triton.jit
@@ -178,9 +220,14 @@ def attend_backward_q(
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
+    EXACT_DELTA: tl.constexpr,
 ):  # fmt: skip
-    """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards."""
+    """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
+
+    ``EXACT_DELTA`` sums p * dp instead, in a walk of its own: where one key takes nearly all the weight, dp - delta
+    cancels, and only so do the rounding errors of dp cancel too, as they do in eager PyTorch.
+    """
     head, t, b = _program(tiles, heads)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
@@ -193,41 +240,47 @@ def attend_backward_q(
     o_y = width.to(tl.int64) * o_x
     p_out += b * height * width * o_x + head * DV
     p_grad += b * height * width * o_x + head * DV
-    p_lse += (b * heads + head) * height * width
-    p_delta += (b * heads + head) * height * width
+    o_image = (b * heads + head) * height * width
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, CH * CW)
     q_i = i0 + o_m // TW
     q_j = j0 + o_m % TW
     m_q = (q_i < n_i) & (q_j < n_j)
     y, x = PLACE(q_i, q_j, g)
-    o_row = y * width + x
+    o_row = o_image + (y * width + x)
     b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)  # [BM, BD]
     b_g = load_rows(p_grad, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)  # [BM, BDV]
-    b_out = load_rows(p_out, o_y, o_x, y, x, m_q, DV, BDV, False)
-    b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
-    tl.store(p_delta + o_row, b_delta, mask=m_q)
-    b_lse = tl.load(p_lse + o_row, mask=m_q, other=float("inf"))
+    b_lse, b_norm = load_lse(p_lse, o_row, m_q, SPLIT)
+    if EXACT_DELTA:
+        b_delta = tl.zeros([TH * TW], tl.float32)
+    else:
+        b_out = load_rows(p_out, o_y, o_x, y, x, m_q, DV, BDV, False)
+        b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
     b_dq = tl.zeros([TH * TW, BD], tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, TH, TW, P)
     unit = _unit(scale, HAS_BIAS)
-    c_i, c_j = i_lo, j_lo
-    for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
-        k_i = c_i + o_n // CW
-        k_j = c_j + o_n % CW
-        m_k = (k_i < i_hi) & (k_j < j_hi)
-        ky, kx = PLACE(k_i, k_j, g)
-        b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
-        b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
-        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                      n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
-        b_p = _exp2(b_s * unit - b_lse[:, None], FTZ)
-        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-        b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
-        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-        c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
+    for step in tl.static_range(2 if EXACT_DELTA else 1):
+        c_i, c_j = i_lo, j_lo
+        for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
+            k_i = c_i + o_n // CW
+            k_j = c_j + o_n % CW
+            m_k = (k_i < i_hi) & (k_j < j_hi)
+            ky, kx = PLACE(k_i, k_j, g)
+            b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
+            b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
+            b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
+                          n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
+            b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
+            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+            if EXACT_DELTA and step == 0:
+                b_delta += tl.sum(b_p * b_dp, 1)
+            else:
+                b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
+                b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+            c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
 
+    tl.store(p_delta + o_row, b_delta, mask=m_q)
     store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale, D, BD)
 
 
@@ -239,7 +292,7 @@ def attend_backward_kv(
     LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN_T: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a tile of keys: walks the queries that see it, the inverse neighborhood; nothing is scattered."""
     head, t, b = _program(tiles, heads)
@@ -254,8 +307,7 @@ def attend_backward_kv(
     o_x = heads * DV
     o_y = width.to(tl.int64) * o_x
     p_grad += b * height * width * o_x + head * DV
-    p_lse += (b * heads + head) * height * width
-    p_delta += (b * heads + head) * height * width
+    o_image = (b * heads + head) * height * width
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, CH * CW)
     k_i = i0 + o_m // TW
@@ -275,14 +327,14 @@ def attend_backward_kv(
         q_j = c_j + o_n % CW
         m_q = (q_i < i_hi) & (q_j < j_hi)
         qy, qx = PLACE(q_i, q_j, g)
-        o_q = qy * width + qx
+        o_q = o_image + (qy * width + qx)
         b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, qy, qx, m_q, D, BD, UPCAST)  # [BN, BD]
         b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
-        b_lse = tl.load(p_lse + o_q, mask=m_q, other=float("inf"))
+        b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
         b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
                       n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
-        b_p = _exp2(b_s * unit - b_lse[None, :], FTZ)
+        b_p = probabilities(b_s, unit, b_lse[None, :], b_norm[None, :], SPLIT, FTZ)
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)
         b_ds = b_p * (b_dp - b_delta[None, :])
@@ -294,14 +346,12 @@ def attend_backward_kv(
 
 
 @triton.jit
-def fold_bias(p_sum, p_index, p_dbias, heads, cells, count, depth, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
-    """dbias[h, d] = sum over m of sum[h, index[d, m]] (index < 0: nothing), in a fixed order."""
+def fold_bias(p_sum, p_dbias, heads, cells, CELL: tl.constexpr, P: tl.constexpr, T: tl.constexpr, COUNT: tl.constexpr,
+              BLOCK: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """dbias[h, d] = sum over m < DEPTH of sum[h, cell(d, m)] in a fixed order; ``CELL(d, m, P, T) -> (cell, ok)``."""
     head = (tl.program_id(0) % heads).to(tl.int64)
     o_d = tl.program_id(0) // heads * BLOCK + tl.arange(0, BLOCK)
-    b_total = tl.zeros([BLOCK], tl.float32)
-    for m in range(0, depth, DEPTH):
-        o_m = m + tl.arange(0, DEPTH)
-        ok = (o_d < count)[:, None] & (o_m < depth)[None, :]
-        b_index = tl.load(p_index + o_d[:, None].to(tl.int64) * depth + o_m[None, :], mask=ok, other=-1)
-        b_total += tl.sum(tl.load(p_sum + head * cells + b_index, mask=b_index >= 0, other=0.0), 1)
-    tl.store(p_dbias + head * count + o_d, b_total, mask=o_d < count)
+    o_m = tl.arange(0, DEPTH)
+    cell, ok = CELL(o_d[:, None], o_m[None, :], P, T)
+    b = tl.load(p_sum + head * cells + cell, mask=ok & (o_d < COUNT)[:, None], other=0.0)
+    tl.store(p_dbias + head * COUNT + o_d, tl.sum(b, 1), mask=o_d < COUNT)

@@ -8,17 +8,28 @@ gradient of the bias is another, stored once. Index maps are those of :mod:`._at
 import triton
 import triton.language as tl
 
-from ._attend import LOG2E, MASKED, _exp2, gather, load_rows, store_rows
+from ._attend import (
+    LOG2E,
+    MASKED,
+    exponentials,
+    gather,
+    load_lse,
+    load_rows,
+    logit_base,
+    probabilities,
+    store_lse,
+    store_rows,
+)
 
 
 @triton.jit
 def _pair_bias(p_bias, count, head, i, j, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr,
-               FTZ: tl.constexpr):  # fmt: skip
-    """Bias in base 2 with the padding of the tile masked, [N queries, N keys]; the same for every space."""
+               FTZ: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """Bias in ``logit_base``, -inf at the padding of the tile, [N queries, N keys]; the same for every space."""
     b_bias = tl.where(ok[None, :] & (i == i)[:, None], 0.0, MASKED)
     if HAS_BIAS:
         offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], P)
-        b_bias += gather(p_bias, offset, count, FTZ) * LOG2E
+        b_bias += gather(p_bias, offset, count, FTZ) * logit_base(SPLIT)
     return b_bias
 
 
@@ -29,7 +40,7 @@ def attend_closed_forward(
     height, width, heads, tiles, windows, a_y, a_x, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """out and lse of all windows of one head in this program's slice. Strides count ALIGN elements."""
     head = tl.program_id(0) % heads
@@ -42,8 +53,8 @@ def attend_closed_forward(
     o_y = width.to(tl.int64) * o_x
     i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
     ok = (i < n_i) & (j < n_j)
-    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
-    unit = scale * LOG2E
+    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
+    unit = scale * logit_base(SPLIT)
     for w in range(first, windows, slices):
         i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
         b = (w // tiles).to(tl.int64)
@@ -53,23 +64,24 @@ def attend_closed_forward(
         b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
         b_m = tl.max(b_s, 1)
-        b_p = _exp2(b_s - b_m[:, None], FTZ)
+        b_p = exponentials(b_s, LOG2E if SPLIT else 1.0, b_m[:, None], SPLIT, FTZ)
         b_l = tl.sum(b_p, 1)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION) / b_l[:, None]
         store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, ok, b_o, DV, BDV)
         o_row = (b * heads + head) * height * width + (y * width + x)
-        tl.store(p_lse + o_row, b_m + tl.log2(b_l), mask=ok)
+        store_lse(p_lse, o_row, ok, b_m, b_l, SPLIT)
 
 
 @triton.jit
 def attend_closed_backward(
-    p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_dq, p_dk, p_dv, p_dbias,
+    p_q, p_k, p_v, p_bias, p_grad, p_lse, p_dq, p_dk, p_dv, p_dbias,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     c_b, c_y, c_x, c_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
     height, width, heads, tiles, windows, a_y, a_x, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """All gradients of this program's slice; ``p_dbias``: one [TH * TW, TH * TW] sum of dS a program."""
     head = tl.program_id(0) % heads
@@ -82,8 +94,8 @@ def attend_closed_backward(
     o_y = width.to(tl.int64) * o_x
     i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
     ok = (i < n_i) & (j < n_j)
-    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ)
-    unit = scale * LOG2E
+    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
+    unit = scale * logit_base(SPLIT)
     b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
     for w in range(first, windows, slices):
         i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
@@ -95,13 +107,11 @@ def attend_closed_backward(
         b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
         b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
         b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, ok, DV, BDV, UPCAST)
-        b_out = load_rows(p_out + o_image, o_y, o_x, y, x, ok, DV, BDV, False)
-        b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)
-        b_lse = tl.load(p_lse + o_row, mask=ok, other=float("inf"))
+        b_lse, b_norm = load_lse(p_lse, o_row, ok, SPLIT)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
-        b_p = _exp2(b_s - b_lse[:, None], FTZ)  # [BM, BM]
+        b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)  # [BM, BM]
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-        b_ds = b_p * (b_dp - b_delta[:, None])
+        b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])
         if BIAS_GRAD:
             b_dbias += b_ds
         b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, input_precision=PRECISION)
@@ -114,3 +124,15 @@ def attend_closed_backward(
     if BIAS_GRAD:
         p_dbias += tl.program_id(0).to(tl.int64) * (TH * TW * TH * TW)
         tl.store(p_dbias + o_m[:, None] * (TH * TW) + o_m[None, :], b_dbias)
+
+
+@triton.jit
+def closed_cell(d, m, P: tl.constexpr, T: tl.constexpr):
+    """For ``fold_bias``: the pair of the tile T = (TH, TW) whose query is position m and whose displacement is d."""
+    W: tl.constexpr = 2 * P[1] - 1
+    i = m // T[1]
+    j = m % T[1]
+    k_i = i + d // W - (P[0] - 1)
+    k_j = j + d % W - (P[1] - 1)
+    ok = (i < P[0]) & (j < P[1]) & (k_i >= 0) & (k_i < P[0]) & (k_j >= 0) & (k_j < P[1])
+    return m * (T[0] * T[1]) + k_i * T[1] + k_j, ok

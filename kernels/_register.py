@@ -62,6 +62,12 @@ class Function(NamedTuple):
         return resolved
 
 
+def lse_shape(q: Tensor) -> tuple[int, ...]:
+    """Shape of the float32 log-sum-exp of q [B, H, W, heads, D]: [B, heads, H, W], two numbers each for float32."""
+    batch, height, width, heads, _ = q.shape
+    return (batch, heads, height, width, 2) if q.dtype == torch.float32 else (batch, heads, height, width)
+
+
 def _plain(tensor: Tensor) -> bool:
     """Whether nothing watches or stands in for this tensor, so that an operator's kernel may be called directly."""
     return (type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type != "meta"

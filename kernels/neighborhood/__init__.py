@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .._register import PACKED, SEPARATE, AttentionOp, register
+from .._register import PACKED, SEPARATE, AttentionOp, lse_shape, register
 from . import reference
 from .geometry import Geometry, make_geometry
 
@@ -46,8 +46,7 @@ def _prepare(kernel_size: list[int], dilation: list[int], stride: list[int], sca
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> tuple:
-    batch, height, width, heads, _ = q.shape
-    return (batch, height, width, heads, v.shape[4]), (batch, heads, height, width)
+    return (*q.shape[:4], v.shape[4]), lse_shape(q)
 
 
 def _pairs(q: tuple, v: tuple, bias: tuple | None, geometry: Geometry, scale: float) -> int:

@@ -8,7 +8,7 @@ sum stays in registers. Partial sums are bounded by the number of programs, and 
 import triton
 import triton.language as tl
 
-from .._attend import LOG2E, MASKED, _exp2, load_rows
+from .._attend import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilities
 from .maps import _within, window_start
 
 
@@ -31,7 +31,7 @@ def bias_backward(
     batch, height, width, heads, dil_y, dil_x, slices, scale,
     P: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, IMAGES: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """partial[slice, head, row displacement, chunk, BQ, BK] = sum of dS; delta comes from the dq kernel."""
     ROWS: tl.constexpr = 2 * P[0] - 1
@@ -50,9 +50,9 @@ def bias_backward(
     b_column = o_n[None, :] - o_m[:, None]  # relative column + K - 1
     m_column = (b_column >= 0) & (b_column < 2 * P[1] - 1)
     b_bias = tl.load(p_bias + (head * ROWS + e + P[0] - 1) * (2 * P[1] - 1) + b_column, mask=m_column, other=0.0)
-    b_bias = b_bias.to(tl.float32) * LOG2E
+    b_bias = b_bias.to(tl.float32) * logit_base(SPLIT)
 
-    unit = scale * LOG2E
+    unit = scale * logit_base(SPLIT)
     lo, hi = _query_rows(e, tl.cdiv(height, dil_y), P[0], P[2])
     per_group = tl.maximum(hi - lo + 1, 0)
     segments = tl.cdiv(tl.cdiv(width, dil_x), BQ)
@@ -92,12 +92,21 @@ def bias_backward(
                 p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST
             )
             b_g = load_rows(p_grad + b * height * o_y + head * DV, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
-            b_lse = tl.load(p_lse + b * heads * height * width + o_row, mask=m_q, other=float("inf"))
+            b_lse, b_norm = load_lse(p_lse, b * heads * height * width + o_row, m_q, SPLIT)
             b_delta = tl.load(p_delta + b * heads * height * width + o_row, mask=m_q, other=0.0)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_add
-            b_p = _exp2(b_s - b_lse[:, None], FTZ)
+            b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
             b_sum += b_p * (b_dp - b_delta[:, None])
 
     p_partial += (((part.to(tl.int64) * heads + head) * ROWS + e + P[0] - 1) * CHUNKS + chunk) * BQ * BK
     tl.store(p_partial + o_m[:, None] * BK + tl.arange(0, BK)[None, :], b_sum)
+
+
+@triton.jit
+def overlapping_cell(d, m, P: tl.constexpr, T: tl.constexpr):
+    """For ``fold_bias``: where query m of a segment meets displacement d in [row displacement, chunk, BQ, BK]."""
+    W: tl.constexpr = 2 * P[1] - 1
+    CHUNKS: tl.constexpr = (T[0] + W - 1 + T[1] - 1) // T[1]
+    n = d % W + m
+    return ((d // W * CHUNKS + n // T[1]) * T[0] + m) * T[1] + n % T[1], n < CHUNKS * T[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _attend as engine
 from .. import _attend_closed as closed
 from .._launch import launch, unspecialised
+from .._register import lse_shape
 from . import bias as overlapping
 from . import maps, tuning
 from .geometry import Geometry
@@ -29,7 +30,6 @@ BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 CLOSED_FORWARD = unspecialised(closed.attend_closed_forward)
 CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
 BIAS_BACKWARD = unspecialised(overlapping.bias_backward)
-FOLD = dict(BLOCK=32, DEPTH=32)
 FOLD_BIAS = unspecialised(engine.fold_bias)
 
 
@@ -49,11 +49,11 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(out [B, H, W, heads, Dv] contiguous in q's dtype, lse float32 [B, heads, H, W] in base 2)."""
+    """(out [B, H, W, heads, Dv] contiguous in q's dtype, lse float32 of :func:`lse_shape`)."""
     batch, height, width, heads, _ = q.shape
     q, k, v = _contiguous_rows(q), _contiguous_rows(k), _contiguous_rows(v)
     out = torch.empty(batch, height, width, heads, v.shape[-1], device=q.device, dtype=q.dtype)
-    lse = torch.empty(batch, heads, height, width, device=q.device, dtype=torch.float32)
+    lse = torch.empty(lse_shape(q), device=q.device, dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
     bias = _table(q, bias, geometry, scale)
@@ -90,12 +90,12 @@ def backward(
         slices = min(windows, _programs(q.device, heads))
         cells = 64 * 64
         partial = torch.empty(slices * heads * cells if bias_grad else 0, device=q.device, dtype=torch.float32)
-        launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], q, k, v, table, out, grad_out, lse,
+        launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], q, k, v, table, grad_out, lse,
                dq, dk, dv, partial, *strides, height, width, heads, plan.tiles, windows, *geometry.dilation,
                scale, entries)  # fmt: skip
-        return _fold(partial, bias, slices, cells, _closed_index(geometry.kernel, q.device)) if bias_grad else None
+        return _fold(partial, bias, slices, cells, plan) if bias_grad else None
 
-    delta = torch.empty_like(lse)
+    delta = torch.empty(lse.shape[:4], device=q.device, dtype=torch.float32)
     numbers = (*geometry.dilation, scale, entries)
     launch(BACKWARD_Q, batch * heads * plan.query_tiles, plan.queries, q, k, v, table, out, grad_out, lse, delta, dq,
            *strides[:16], height, width, heads, plan.query_tiles, *numbers)  # fmt: skip
@@ -110,7 +110,7 @@ def backward(
     partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
     launch(BIAS_BACKWARD, slices * lines * heads, plan.bias, q, k, v, table, grad_out, lse, delta, partial,
            *strides[:12], batch, height, width, heads, *geometry.dilation, slices, scale)  # fmt: skip
-    return _fold(partial, bias, slices, cells, _open_index(geometry.kernel, q.device))
+    return _fold(partial, bias, slices, cells, plan)
 
 
 class _Plan:
@@ -124,7 +124,9 @@ class _Plan:
             LOCATE=maps.locate, PLACE=maps.place, BIAS=maps.table_offset, P=(*geometry.kernel, *geometry.stride),
             D=d, BD=_padded(d), DV=dv, BDV=_padded(dv), ALIGN=align, HAS_BIAS=bias,
             PRECISION="tf32" if wide and tf32 else "ieee", UPCAST=INTERPRETED and dtype == torch.bfloat16,
-            FTZ=not INTERPRETED)  # fmt: skip
+            FTZ=not INTERPRETED, SPLIT=wide)  # fmt: skip
+        count = math.prod(2 * n - 1 for n in geometry.kernel)
+        fold = dict(P=geometry.kernel, COUNT=count, BLOCK=32)
         side = tuning.closed_side(geometry.kernel)
         self.closed = side is not None and head_dim <= 64 and geometry.is_closed(height, width)
         if self.closed:
@@ -132,6 +134,7 @@ class _Plan:
             warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
             shared |= dict(TH=side[0], TW=side[1], num_warps=warps)
             self.forward = shared | dict(num_stages=forward_stages)
+            self.fold = fold | dict(CELL=closed.closed_cell, T=side, DEPTH=side[0] * side[1])
             self.closed_backward = [
                 shared | dict(BIAS_GRAD=grad, num_stages=backward_stages) for grad in (False, True)
             ]
@@ -149,13 +152,15 @@ class _Plan:
         self.tiles, self.forward = open_pass(
             tuning.forward_tiles(geometry.kernel, head_dim, wide, bias), SPAN=maps.key_span)  # fmt: skip
         self.query_tiles, self.queries = open_pass(
-            tuning.query_tiles(geometry.kernel, head_dim, wide), SPAN=maps.key_span)  # fmt: skip
+            tuning.query_tiles(geometry.kernel, head_dim, wide), SPAN=maps.key_span,
+            EXACT_DELTA=wide and not tf32)  # fmt: skip
         self.key_tiles, self.keys = open_pass(
             tuning.key_tiles(geometry.kernel, head_dim, wide), SPAN_T=maps.query_span)  # fmt: skip
-        names = ("P", "D", "BD", "DV", "BDV", "ALIGN", "PRECISION", "UPCAST", "FTZ")
+        names = ("P", "D", "BD", "DV", "BDV", "ALIGN", "PRECISION", "UPCAST", "FTZ", "SPLIT")
         self.bias = {name: shared[name] for name in names} | dict(
             BQ=BIAS_TILE[0], BK=BIAS_TILE[1], IMAGES=BIAS_TILE[2], num_warps=1 if head_dim <= 32 and not wide else 4,
             num_stages=1 if wide else 3)  # fmt: skip
+        self.fold = fold | dict(CELL=overlapping.overlapping_cell, T=BIAS_TILE[:2], DEPTH=BIAS_TILE[0])
 
 
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
@@ -203,37 +208,10 @@ def _programs(device: torch.device, heads: int) -> int:
     return max(1, 4 * _device(device)[0] // heads)
 
 
-def _fold(partial: Tensor, bias: Tensor, slices: int, cells: int, index: Tensor) -> Tensor:
+def _fold(partial: Tensor, bias: Tensor, slices: int, cells: int, plan: _Plan) -> Tensor:
     heads = bias.shape[0]
     total = partial.view(slices, heads, cells).sum(0)
     dbias = torch.empty(bias.shape, device=bias.device, dtype=torch.float32)
-    count, depth = index.shape
-    launch(FOLD_BIAS, triton.cdiv(count, 32) * heads, FOLD, total, index, dbias, heads, cells, count, depth)
+    blocks = triton.cdiv(plan.fold["COUNT"], plan.fold["BLOCK"])
+    launch(FOLD_BIAS, blocks * heads, plan.fold, total, dbias, heads, cells)
     return dbias
-
-
-@functools.lru_cache(maxsize=64)
-def _closed_index(kernel: tuple[int, int], device: torch.device) -> Tensor:
-    """[displacements, pairs]: the cells of a [64, 64] block (query, key) that have one displacement; -1 pads."""
-    ky, kx = kernel
-    columns = tuning.closed_side(kernel)[1]
-    e = torch.arange(1 - ky, ky)[:, None, None, None]
-    f = torch.arange(1 - kx, kx)[None, :, None, None]
-    i = torch.arange(ky)[None, None, :, None]
-    j = torch.arange(kx)[None, None, None, :]
-    ok = (i + e >= 0) & (i + e < ky) & (j + f >= 0) & (j + f < kx)
-    cell = (i * columns + j) * 64 + (i + e) * columns + j + f
-    return torch.where(ok, cell, -1).reshape((2 * ky - 1) * (2 * kx - 1), -1).to(device, torch.int32)
-
-
-@functools.lru_cache(maxsize=64)
-def _open_index(kernel: tuple[int, int], device: torch.device) -> Tensor:
-    """[displacements, BQ]: the cells of [rows, chunks, BQ, BK] where key column - query column is one displacement."""
-    bq, bk, _ = BIAS_TILE
-    rows, columns = 2 * kernel[0] - 1, 2 * kernel[1] - 1
-    chunks = math.ceil((bq + columns - 1) / bk)
-    e = torch.arange(rows)[:, None, None]
-    m = torch.arange(bq)[None, None, :]
-    n = torch.arange(columns)[None, :, None] + m
-    cell = ((e * chunks + n // bk) * bq + m) * bk + n % bk
-    return cell.reshape(rows * columns, bq).to(device, torch.int32)

@@ -113,11 +113,12 @@ def test_batch_equals_its_images_one_by_one(fused, results):
         assert torch.equal(one["dqkv"], whole["dqkv"][i:i + 1])
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.5, 1.0])
+@pytest.mark.parametrize("scale", [0.0, -0.5, 3.0])
 def test_any_scale(scale, fused, poisoned, drawn, to_all, rule):
     geometry = make_geometry(3)
     rule(lambda q, k, v, bias: neighborhood_attention(q, k, v, 3, bias=bias, scale=scale),
-         drawn(1, 5, 6, 1, 16, 16, (3, 3), fused), SINGLE, lambda q, k, v, bias: to_all(q, k, v, bias, geometry, scale))
+         drawn(6, 5, 6, 1, 16, 16, (3, 3), fused), SINGLE,      # so many that the largest error is no matter of luck
+         lambda q, k, v, bias: to_all(q, k, v, bias, geometry, scale))
 
 
 def test_large_logits_do_not_overflow(fused, poisoned):

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import normalize
 
 from visionattn.training import data
 from visionattn.training.config import TrainConfig
 from visionattn.training.errors import UserError, one_line
+from visionattn.training.randomness import seed_host
 from visionattn.training.shapes import Shapes
 
 
@@ -37,7 +39,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(tiny: Callable[..., Trai
     images = Shapes("train", 8, 40)
     samples = data.Samples(images, data.train_transform(config.data, config.augment), seed=1)
     first, label = samples[2, 5]
-    assert first.shape == (3, 32, 32) and first.dtype == torch.float32 and label == 5
+    assert first.shape == (3, 32, 32) and first.dtype == torch.uint8 and label == 5
     samples[0, 1]  # other numbers drawn in between
     assert torch.equal(samples[2, 5][0], first)
     again = data.Samples(images, data.train_transform(config.data, config.augment), seed=2)
@@ -77,9 +79,30 @@ def test_evaluation_crops_the_centre(tiny: Callable[..., TrainConfig]) -> None:
     picture = Image.new("RGB", (96, 64), (255, 0, 0))
     picture.paste((0, 0, 255), (32, 16, 64, 48))
     seen = data.eval_transform(tiny("--data.crop_pct", 0.5).data)(picture)
-    mean, std = torch.tensor(tiny().data.mean), torch.tensor(tiny().data.std)
-    assert seen.shape == (3, 32, 32)
-    assert torch.allclose(seen, ((torch.tensor([0.0, 0, 1]) - mean) / std)[:, None, None].expand(3, 32, 32), atol=0.05)
+    assert seen.shape == (3, 32, 32) and seen.dtype == torch.uint8
+    assert torch.allclose(seen.float(), torch.tensor([0.0, 0, 255])[:, None, None].expand(3, 32, 32), atol=3)
+
+
+def test_what_the_network_sees_is_normalised(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny("--augment.erase", "1").data
+    images = torch.randint(256, (4, 3, 8, 9), dtype=torch.uint8)
+    expected = torch.stack([normalize(x / 255, config.mean, config.std) for x in images])
+    assert torch.allclose(data.ToInput(config, torch.device("cpu"))(images), expected, atol=1e-6)
+
+
+def test_erasing_depends_on_the_seed_alone(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny("--augment.erase", "1")
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    plain = data.ToInput(config.data, torch.device("cpu"))(images)
+    erase = data.ToInput(config.data, torch.device("cpu"), config.augment)
+
+    def erased(seed: int) -> torch.Tensor:
+        seed_host(seed)
+        return erase(images)
+
+    assert torch.equal(erased(1), erased(1)) and not torch.equal(erased(1), erased(2))
+    changed = (erased(1) != plain).flatten(1).float().mean(1)
+    assert (changed > 0).all() and (changed < 0.5).all()
 
 
 @pytest.mark.parametrize("cache", [False, True])

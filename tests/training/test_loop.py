@@ -215,3 +215,13 @@ def test_an_unknown_optimiser_is_refused(tiny: Callable[..., TrainConfig], tmp_p
     for argv, message in ((["--optim.name", "adamx"], "adamx"), (["--optim.kwargs", "{zzz: 1}"], "zzz")):
         with pytest.raises(UserError, match=f"optim.name is .*{message}"):
             train.run(tiny("--run.dir", tmp_path / "r", *argv))
+
+
+def test_checkpoints_are_as_far_apart_as_asked_and_the_last_is_kept(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    real = Trainer.save
+    monkeypatch.setattr(Trainer, "save", lambda self, best=False: (saved.append((self.step, best)), real(self, best)))
+    train.run(tiny("--run.checkpoint_epochs", 2, "--run.eval_every", 3, "--run.dir", tmp_path / "run"))
+    assert saved == [(8, False), (12, True)]  # of 3 epochs with 4 steps; the third is the first that is judged

@@ -59,6 +59,8 @@ class Classification:
         self.model = create_model(config, len(self.classes))
         augment = config.augment
         data.train_transform(config.data, augment)  # refuses bad options now, before the run has a folder
+        self.train_input = data.ToInput(config.data, accelerator.device, augment)
+        self.eval_input = data.ToInput(config.data, accelerator.device)
         self.mix = None
         if augment.mixup or augment.cutmix:
             self.mix = Mixup(
@@ -93,15 +95,16 @@ class Classification:
             self.config, self.train_images, steps, start, accelerator.process_index, accelerator.num_processes,
             accelerator.device.type == "cuda"))  # fmt: skip
 
-    def to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def to_device(self, batch: tuple[Tensor, Tensor], to_input: data.ToInput) -> tuple[Tensor, Tensor]:
         images, labels = (x.to(self.accelerator.device, non_blocking=True) for x in batch)
+        images = to_input(images)
         if self.config.run.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, labels
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean loss of one micro batch; draws its random numbers from the generators as they are."""
-        images, labels = self.to_device(batch)
+        images, labels = self.to_device(batch, self.train_input)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         with self.accelerator.autocast():
@@ -124,7 +127,7 @@ class Classification:
         training = model.training
         model.eval()
         for batch in self._eval_loader:
-            images, labels = self.to_device(batch)
+            images, labels = self.to_device(batch, self.eval_input)
             with accelerator.autocast():
                 logits = model(images)
             mean_loss.update(nn.functional.cross_entropy(logits.float(), labels), weight=len(labels))

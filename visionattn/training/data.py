@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,7 +56,10 @@ class Folder:
             raise UserError(f"data.root: {folder} holds no images in class directories") from None
         numbers = self.files.reader.class_to_idx
         self.classes = sorted(numbers, key=numbers.get)
-        self.cached = [self._read(i) for i in range(len(self.files))] if cache else None
+        self.cached = None
+        if cache:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let other threads run
+                self.cached = list(pool.map(self._read, range(len(self.files))))
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         # Not self.files[index], which puts the next image in the place of one that cannot be read.
@@ -98,7 +102,7 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
 class Samples(Dataset):
     """Training pictures, augmented: the key ``(epoch, index)`` alone decides what comes out.
 
-    Yields (float32 ``[3, size, size]``, class).
+    Yields (uint8 ``[3, size, size]``, class).
     """
 
     def __init__(self, images: Images, transform: Callable, seed: int):
@@ -115,7 +119,7 @@ class Samples(Dataset):
 
 
 class Plain(Dataset):
-    """Evaluation pictures: (float32 ``[3, size, size]``, class)."""
+    """Evaluation pictures: (uint8 ``[3, size, size]``, class)."""
 
     def __init__(self, images: Images, transform: Callable):
         self.images, self.transform = images, transform
@@ -129,7 +133,7 @@ class Plain(Dataset):
 
 
 def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable:
-    """PIL image -> augmented, normalised float32 ``[3, size, size]``.
+    """PIL image -> augmented uint8 ``[3, size, size]``; :class:`ToInput` does the rest.
 
     Raises:
         UserError: for a policy that timm does not know.
@@ -140,8 +144,7 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable:
         return create_transform(
             size, is_training=True, scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
             color_jitter=augment.color_jitter or None, auto_augment=augment.auto_augment,
-            interpolation=data.interpolation, mean=data.mean, std=data.std, re_prob=augment.erase,
-            re_mode=augment.erase_mode)  # fmt: skip
+            interpolation=data.interpolation, mean=data.mean, std=data.std, normalize=False)  # fmt: skip
     steps: list[Any] = [_ToSize(size, data.interpolation)]
     if augment.crop == "padded":
         steps.append(transforms.RandomCrop(size, padding=augment.padding))
@@ -153,10 +156,7 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable:
         steps.append(policy)
     elif augment.color_jitter:
         steps.append(transforms.ColorJitter(*[augment.color_jitter] * 3))
-    steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
-    if augment.erase:
-        steps.append(RandomErasing(augment.erase, mode=augment.erase_mode, device="cpu"))
-    return transforms.Compose(steps)
+    return transforms.Compose([*steps, transforms.PILToTensor()])
 
 
 def _policy(name: str, data: DataConfig) -> Callable:
@@ -170,11 +170,33 @@ def _policy(name: str, data: DataConfig) -> Callable:
 
 
 def eval_transform(data: DataConfig) -> Callable:
-    """PIL image -> its normalised centre, float32 ``[3, size, size]``."""
+    """PIL image -> its centre, uint8 ``[3, size, size]``."""
     mode = "bicubic" if data.interpolation == "random" else data.interpolation
     return create_transform(
-        data.image_size, is_training=False, interpolation=mode, mean=data.mean, std=data.std, crop_pct=data.crop_pct
+        data.image_size, is_training=False, interpolation=mode, crop_pct=data.crop_pct, normalize=False
     )
+
+
+class ToInput:
+    """uint8 ``[B, 3, H, W]`` -> normalised float32, and in training random erasing, on the network's device.
+
+    There they cost next to nothing, and a batch travels from process to process to device as bytes.
+
+    Args:
+        data: mean and standard deviation.
+        device: where batches are.
+        augment: what is erased; None in evaluation.
+    """
+
+    def __init__(self, data: DataConfig, device: torch.device, augment: AugmentConfig | None = None):
+        self.mean, self.std = (255 * torch.tensor(x, device=device)[:, None, None] for x in (data.mean, data.std))
+        self.erase = None
+        if augment is not None and augment.erase:
+            self.erase = RandomErasing(augment.erase, mode=augment.erase_mode, device=device.type)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        images = (images - self.mean) / self.std
+        return images if self.erase is None else self.erase(images)
 
 
 class _ToSize:

@@ -95,7 +95,7 @@ class Trainer:
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(config, model))
         if config.run.compile:
-            self.model = torch.compile(self.model)
+            self.model = torch.compile(self.model, mode=config.run.compile_mode)
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=max(1, config.schedule.epochs * task.steps_per_epoch - self._warmup()),
@@ -206,7 +206,7 @@ class Trainer:
             self.step += 1
             ends_epoch = self.step % per_epoch == 0
             if self.step % config.run.log_steps == 0 or ends_epoch:
-                values = [float(x) for x in losses]
+                values = torch.stack(losses).tolist()
                 loss = sum(values) / len(values)
                 if not math.isfinite(loss):
                     raise UserError(
@@ -228,6 +228,9 @@ class Trainer:
                     )
                 progress.update(self.step, self.step / per_epoch, loss, speed)
             epoch = self.step // per_epoch
+            due = ends_epoch and (epoch % config.run.checkpoint_epochs == 0 or self.step == self.steps)
+            due = due or (config.run.checkpoint_steps and self.step % config.run.checkpoint_steps == 0)
+            better = False
             if ends_epoch and (epoch % config.run.eval_every == 0 or self.step == self.steps):
                 found = self.task.evaluate(self.ema.module if self.ema is not None else self.plain)
                 self.model.train()
@@ -247,10 +250,10 @@ class Trainer:
                 progress.say(f"epoch {epoch}/{self.epochs}  loss {total / max(count, 1):.4f}  " + "  ".join(
                     f"{name} {value:.4g}" for name, value in found.items()) + f"  {seconds:.0f} s")  # fmt: skip
                 total, count = 0.0, 0
+            if due or better:
                 self.save(better)
-                started, last_step = time.perf_counter(), self.step
-            elif ends_epoch or (config.run.checkpoint_steps and self.step % config.run.checkpoint_steps == 0):
-                self.save()
+            if ends_epoch:
+                started, last_step = time.perf_counter(), self.step  # evaluating and saving is not training
             if number := self._asked_to_stop():
                 self.save()
                 raise Interrupted(number)
