@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 
 from .config import AugmentConfig, DataConfig, TrainConfig
 from .errors import UserError
+from .parallel import in_processes
 from .randomness import Purpose, seed_host, seed_of
 from .sampler import TrainingSampler
 from .shapes import Shapes
@@ -58,8 +58,8 @@ class Folder:
         self.classes = sorted(numbers, key=numbers.get)
         self.cached = None
         if cache:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let other threads run
-                self.cached = list(pool.map(self._read, range(len(self.files))))
+            jobs = [(begin, min(begin + 1000, len(self))) for begin in range(0, len(self), 1000)]
+            self.cached = [item for part in in_processes(self._read_range, jobs) for item in part]
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         # Not self.files[index], which puts the next image in the place of one that cannot be read.
@@ -69,6 +69,9 @@ class Folder:
                 return image.convert("RGB"), label
         except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers raise all three
             raise UserError(f"cannot read image {self.name(index)}: {error}") from None
+
+    def _read_range(self, begin: int, end: int) -> list[tuple[Image.Image, int]]:
+        return [self._read(i) for i in range(begin, end)]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,8 +91,7 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
     """
     if config.dataset == "shapes":
         lengths = {"train": config.shapes_train, "val": config.shapes_val}
-        processes = os.cpu_count() or 1
-        return tuple(Shapes(s, n, config.image_size, config.shapes_seed, processes) for s, n in lengths.items())
+        return tuple(Shapes(s, n, config.image_size, config.shapes_seed, None) for s, n in lengths.items())
     train, val = (Folder(config.root, split, config.cache) for split in (config.train_split, config.val_split))
     if train.classes != val.classes:
         missing = sorted(set(train.classes) ^ set(val.classes))[:5]

@@ -8,14 +8,12 @@ objects that may overlap, with the visible pixels of each, for segmentation and 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from .parallel import in_processes
 from .randomness import Purpose, seed_of
 
 CLASSES = ("circle", "square", "triangle", "pentagon", "star", "cross", "ring", "crescent", "heart", "arrow")
@@ -249,23 +247,15 @@ class Shapes:
         length: number of pictures.
         size: height and width in pixels.
         seed: seed of the whole data set.
-        processes: processes that draw; 1 draws in this one.
+        processes: processes that draw; 1 draws in this one, None takes one a core.
     """
 
     classes = list(CLASSES)
 
-    def __init__(self, split: str, length: int, size: int = 64, seed: int = 0, processes: int = 1):
+    def __init__(self, split: str, length: int, size: int = 64, seed: int = 0, processes: int | None = 1):
         chunk = 500
         jobs = [(split, seed, size, begin, min(begin + chunk, length)) for begin in range(0, length, chunk)]
-        if processes > 1 and len(jobs) > 1:
-            # Fork: the children need nothing but NumPy, and start at once.
-            # A process group each: Ctrl-C goes to the parent alone.
-            fork = multiprocessing.get_context("fork")
-            with ProcessPoolExecutor(min(processes, len(jobs)), fork, os.setpgid, (0, 0)) as pool:
-                parts = list(pool.map(_draw_images, *zip(*jobs)))
-        else:
-            parts = [_draw_images(*job) for job in jobs]
-        self.images = np.concatenate(parts)
+        self.images = np.concatenate(in_processes(_draw_images, jobs, processes))
 
     def __len__(self) -> int:
         return len(self.images)
