@@ -20,10 +20,10 @@ from accelerate import Accelerator
 from rich.console import Console
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from . import checkpoint, logs
+from .average import Ema
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .errors import Interrupted, UserError
@@ -90,9 +90,9 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)
         ema = config.ema
         self.ema = (
-            ModelEmaV3(model.to(accelerator.device), decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
+            Ema(model.to(accelerator.device), decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
         )
-        self.plain = model
+        self.plain, self.parameters = model, list(model.parameters())
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(config, model))
         if config.run.compile:
             self.model = torch.compile(self.model, mode=config.run.compile_mode)
@@ -277,7 +277,7 @@ class Trainer:
             accelerator.backward(loss)
             loss_sum += loss.detach()
         if config.optim.clip_grad:
-            accelerator.clip_grad_norm_(self.plain.parameters(), config.optim.clip_grad)
+            accelerator.clip_grad_norm_(self.parameters, config.optim.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
