@@ -108,7 +108,7 @@ def models(path: Path) -> str:
             model,
             batch,
             size,
-            "yes" if compiled == "True" else "no",
+            compiled,
             cell(found.get("training")),
             cell(found.get("inference")),
         ]

@@ -86,7 +86,14 @@ def _parser() -> argparse.ArgumentParser:
         default=("training", "inference"),
         help="what to measure (default: both)",
     )
-    models.add_argument("--compile", action="store_true", help="under torch.compile")
+    models.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        metavar="MODE",
+        help="under torch.compile, in this mode (default without a value: default)",
+    )
     models.add_argument(
         "--channels-last",
         action=argparse.BooleanOptionalAction,

@@ -45,7 +45,7 @@ def _steps(fn: Callable[[], object], device: torch.device, steps: int) -> tuple[
         fn()
     synchronize()
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()  # of what is reserved: CUDA graphs' pools are not counted as allocated
     # Steps are timed in groups without a wait between them, as a training loop runs them.
     group = max(1, steps // 5)
     times = []
@@ -56,7 +56,7 @@ def _steps(fn: Callable[[], object], device: torch.device, steps: int) -> tuple[
         synchronize()
         times.append((time.perf_counter() - start) * 1e3 / group)
     cuts = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-    return Timing(*cuts.tolist()), first, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+    return Timing(*cuts.tolist()), first, torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None
 
 
 def measure_model(
@@ -65,7 +65,7 @@ def measure_model(
     size: int,
     device: torch.device,
     dtype: torch.dtype,
-    compiled: bool,
+    compiled: str | None,
     channels_last: bool,
     steps: int,
     training: bool,
@@ -89,7 +89,7 @@ def measure_model(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) if training else None
     # Dynamo keeps what it compiled; the next model starts without it.
     torch._dynamo.reset()
-    network = torch.compile(model) if compiled else model
+    network = torch.compile(model, mode=compiled) if compiled else model
 
     def autocast() -> torch.autocast:
         mixed = dtype != torch.float32
@@ -131,7 +131,7 @@ def run(
     size: int,
     device: torch.device,
     dtype: torch.dtype,
-    compiled: bool,
+    compiled: str | None,
     channels_last: bool,
     steps: int,
     passes: Sequence[str],
@@ -147,7 +147,7 @@ def run(
                 batch=batch,
                 size=size,
                 dtype=str(dtype).removeprefix("torch."),
-                compiled=compiled,
+                compiled=compiled or "no",
                 channels_last=channels_last,
                 **origin,
                 **{"pass": one},
@@ -167,4 +167,4 @@ def run(
                 torch.cuda.empty_cache()
             figures = f"{row['images_per_s']} images/s, {row['peak_gib'] or '-'} GiB"
             figures += f", first call {row['first_call_s']} s"
-            say(f"{name} {one}{' compiled' if compiled else ''}: {row['note'] or figures}")
+            say(f"{name} {one}{f' compiled ({compiled})' if compiled else ''}: {row['note'] or figures}")

@@ -66,7 +66,7 @@ def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
         raise UserError(f"nothing to draw for {target}: no line has a throughput")
 
     def label(row: Mapping[str, str]) -> str:
-        compiled = " compiled" if row["compiled"] == "True" else ""
+        compiled = "" if row["compiled"] == "no" else f" compiled ({row['compiled']})"
         return f"{row['model']}\nB{row['batch']} {row['size']}x{row['size']}{compiled}"
 
     labels = list(dict.fromkeys(label(row) for row in rows))
