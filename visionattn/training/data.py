@@ -220,19 +220,20 @@ def train_loader(
         len(images), config.optim.batch_size, steps, config.run.seed, start, config.optim.accumulation,
         rank, world)  # fmt: skip
     samples = Samples(images, train_transform(config.data, config.augment), config.run.seed)
-    return _loader(config, samples, pin, batch_sampler=sampler)
+    return _loader(config, samples, pin, persistent=True, batch_sampler=sampler)
 
 
 def eval_loader(config: TrainConfig, images: Images, rank: int, world: int, pin: bool) -> DataLoader:
     """Every picture exactly once over all ranks."""
     share: Sequence[int] = range(rank, len(images), world)
-    return _loader(config, Subset(Plain(images, eval_transform(config.data)), share), pin,
+    # Workers that outlived an evaluation would be waited for, 5 s each, when the process ends.
+    return _loader(config, Subset(Plain(images, eval_transform(config.data)), share), pin, persistent=False,
                    batch_size=config.data.eval_batch_size)  # fmt: skip
 
 
-def _loader(config: TrainConfig, dataset: Dataset, pin: bool, **how: Any) -> DataLoader:
+def _loader(config: TrainConfig, dataset: Dataset, pin: bool, persistent: bool, **how: Any) -> DataLoader:
     workers = config.data.workers
-    more = dict(prefetch_factor=4, persistent_workers=True) if workers else {}
+    more = dict(prefetch_factor=4, persistent_workers=persistent) if workers else {}
     return DataLoader(dataset, num_workers=workers, pin_memory=pin, worker_init_fn=_start_worker, **more, **how)
 
 
