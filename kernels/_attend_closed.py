@@ -2,7 +2,11 @@
 
 Windows, and dilation groups that the kernel just fills. Programs are persistent: program (slice, head) walks every
 ``slices``-th space of the batch, so the mask and the bias are one [N, N] block of registers, loaded once, and the
-gradient of the bias is another, stored once. Index maps are those of :mod:`._attend`.
+gradient of the bias is another, stored once. Index maps are those of :mod:`._attend`, and for spaces that the map's
+edge cuts, or that are made of pieces from its two ends (shifted windows),
+
+``PART(i, j, g, P) -> part``
+    positions attend to each other where their parts are equal; negative outside the map. Asked only with ``PARTED``.
 """
 
 import triton
@@ -23,12 +27,12 @@ from ._attend import (
 
 
 @triton.jit
-def _pair_bias(p_bias, count, head, i, j, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr,
+def _pair_bias(p_bias, count, head, i, j, g, ok, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr,
                FTZ: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Bias in ``logit_base``, -inf at the padding of the tile, [N queries, N keys]; the same for every space."""
     b_bias = tl.where(ok[None, :] & (i == i)[:, None], 0.0, MASKED)
     if HAS_BIAS:
-        offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], P)
+        offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], g, P)
         b_bias += gather(p_bias, offset, count, FTZ) * logit_base(SPLIT)
     return b_bias
 
@@ -38,7 +42,8 @@ def attend_closed_forward(
     p_q, p_k, p_v, p_bias, p_out, p_lse,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     height, width, heads, tiles, windows, a_y, a_x, scale, table,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, PART: tl.constexpr, PARTED: tl.constexpr,
+    BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -53,23 +58,30 @@ def attend_closed_forward(
     o_y = width.to(tl.int64) * o_x
     i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
     ok = (i < n_i) & (j < n_j)
-    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
+    b_bias = _pair_bias(p_bias, table, head, i, j, g, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
     unit = scale * logit_base(SPLIT)
     for w in range(first, windows, slices):
         i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
         b = (w // tiles).to(tl.int64)
-        y, x = PLACE(i, j, g)
-        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, ok, D, BD, UPCAST)
-        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
-        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
+        y, x = PLACE(i, j, g, P)
+        own_y, own_x = OWN(i, j, g, P)
+        m = ok
+        if PARTED:
+            b_part = PART(i, j, g, P)
+            m = ok & (b_part >= 0)
+        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m, D, BD, UPCAST)
+        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, m, D, BD, UPCAST)
+        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, m, DV, BDV, UPCAST)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
+        if PARTED:
+            b_s = tl.where(b_part[:, None] == b_part[None, :], b_s, MASKED)
         b_m = tl.max(b_s, 1)
         b_p = exponentials(b_s, LOG2E if SPLIT else 1.0, b_m[:, None], SPLIT, FTZ)
         b_l = tl.sum(b_p, 1)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION) / b_l[:, None]
-        store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, ok, b_o, DV, BDV)
+        store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, m, b_o, DV, BDV)
         o_row = (b * heads + head) * height * width + (y * width + x)
-        store_lse(p_lse, o_row, ok, b_m, b_l, SPLIT)
+        store_lse(p_lse, o_row, m, b_m, b_l, SPLIT)
 
 
 @triton.jit
@@ -78,7 +90,8 @@ def attend_closed_backward(
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     c_b, c_y, c_x, c_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
     height, width, heads, tiles, windows, a_y, a_x, scale, table,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, PART: tl.constexpr, PARTED: tl.constexpr,
+    BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -94,21 +107,28 @@ def attend_closed_backward(
     o_y = width.to(tl.int64) * o_x
     i0, j0, n_i, n_j, g = LOCATE(0, height, width, a_y, a_x, TH, TW, P)
     ok = (i < n_i) & (j < n_j)
-    b_bias = _pair_bias(p_bias, table, head, i, j, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
+    b_bias = _pair_bias(p_bias, table, head, i, j, g, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
     unit = scale * logit_base(SPLIT)
     b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
     for w in range(first, windows, slices):
         i0, j0, n_i, n_j, g = LOCATE(w % tiles, height, width, a_y, a_x, TH, TW, P)
         b = (w // tiles).to(tl.int64)
-        y, x = PLACE(i, j, g)
+        y, x = PLACE(i, j, g, P)
+        own_y, own_x = OWN(i, j, g, P)
+        m = ok
+        if PARTED:
+            b_part = PART(i, j, g, P)
+            m = ok & (b_part >= 0)
         o_image = b * height * o_y + head * DV
         o_row = (b * heads + head) * height * width + (y * width + x)
-        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, ok, D, BD, UPCAST)
-        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
-        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
-        b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, ok, DV, BDV, UPCAST)
-        b_lse, b_norm = load_lse(p_lse, o_row, ok, SPLIT)
+        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m, D, BD, UPCAST)
+        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, m, D, BD, UPCAST)
+        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, m, DV, BDV, UPCAST)
+        b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, m, DV, BDV, UPCAST)
+        b_lse, b_norm = load_lse(p_lse, o_row, m, SPLIT)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
+        if PARTED:
+            b_s = tl.where(b_part[:, None] == b_part[None, :], b_s, MASKED)
         b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)  # [BM, BM]
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
         b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])
@@ -118,9 +138,9 @@ def attend_closed_backward(
         b_ds = b_ds.to(b_q.dtype)
         b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION)
         b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
-        store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, ok, b_dv, DV, BDV)
-        store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, ok, b_dk * scale, D, BD)
-        store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, ok, b_dq * scale, D, BD)
+        store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, m, b_dv, DV, BDV)
+        store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, m, b_dk * scale, D, BD)
+        store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, m, b_dq * scale, D, BD)
     if BIAS_GRAD:
         p_dbias += tl.program_id(0).to(tl.int64) * (TH * TW * TH * TW)
         tl.store(p_dbias + o_m[:, None] * (TH * TW) + o_m[None, :], b_dbias)

@@ -126,8 +126,8 @@ def fused(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     reason = interpreter_cannot()
     if reason:
         pytest.skip(reason)
-    from visionattn.kernels.neighborhood import fused as module
-    monkeypatch.setattr(module, "_programs", lambda device, heads: 2)  # each of a GPU's hundreds takes its time here
+    from visionattn.kernels import _host as module
+    monkeypatch.setattr(module, "programs", lambda device, heads: 2)  # each of a GPU's hundreds takes its time here
     with _dispatch.interpreted():
         yield device
 
