@@ -50,12 +50,6 @@ def place(i, j, g, P: tl.constexpr):
 
 
 @triton.jit
-def whole(i, j, g, P: tl.constexpr):
-    """A dilation group is of one part, and all of it lies in the map."""
-    return i * 0
-
-
-@triton.jit
 def key_span(i0, j0, n_i, n_j, g, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
     i_hi = window_start(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2]) + P[0]
     j_hi = window_start(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3]) + P[1]

@@ -16,7 +16,7 @@ def bias_backward(
     p_q, p_k, p_v, p_bias, p_grad, p_lse, p_delta, p_partial,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     height, width, heads, tiles, windows, a_y, a_x, slices, scale,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, PART: tl.constexpr, PARTED: tl.constexpr,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, PART: tl.constexpr,
     P: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
@@ -44,13 +44,10 @@ def bias_backward(
         y, x = PLACE(0, q_j, g, P)
         ky, kx = PLACE(0, k_j, g, P)
         own_y, own_x = OWN(0, q_j, g, P)
-        m_q = q_j < N
-        m_k = k_j < N
-        if PARTED:
-            q_part = PART(0, q_j, g, P)
-            k_part = PART(0, k_j, g, P)
-            m_q = m_q & (q_part >= 0)
-            m_k = m_k & (k_part >= 0)
+        q_part = PART(0, q_j, g, P)
+        k_part = PART(0, k_j, g, P)
+        m_q = (q_j < N) & (q_part >= 0)
+        m_k = (k_j < N) & (k_part >= 0)
         o_row = (b * heads + head) * height * width + (y * width + x)
         b_q = load_rows(
             p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST
@@ -61,8 +58,7 @@ def bias_backward(
         b_lse, b_norm = load_lse(p_lse, o_row, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_row, mask=m_q, other=0.0)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
-        if PARTED:
-            b_s = tl.where(q_part[:, None] == k_part[None, :], b_s, MASKED)
+        b_s = tl.where(q_part[:, None] == k_part[None, :], b_s, MASKED)
         b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
         b_sum += b_p * (b_dp - b_delta[:, None])

@@ -94,7 +94,8 @@ def _backward(
     numbers = (*geometry.shift, scale, entries)
     if plan.closed:
         slices = min(batch * packed, host.programs(q.device, heads))
-        partial = torch.empty((slices, heads, plan.size, plan.size) if bias_grad else 0, device=q.device, dtype=torch.float32)
+        sums = (slices, heads, plan.size, plan.size) if bias_grad else 0
+        partial = torch.empty(sums, device=q.device, dtype=torch.float32)
         launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], *tensors, grad_out, lse, dq, dk, dv,
                partial, *strides, height, width, heads, packed, batch * packed, *numbers)  # fmt: skip
         return partial[:, :, :n, :n].sum(0) if bias_grad else None
@@ -123,17 +124,15 @@ class _Plan:
                  bias: bool, align: int, tf32: bool) -> None:  # fmt: skip
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
-        shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(P=window)
-        if grid:
-            packed = dict(LOCATE=maps.grid_locate, PLACE=maps.grid_place, PART=maps.grid_part)
-        else:
-            packed = dict(LOCATE=maps.packed_locate, PLACE=maps.packed_place, PART=maps.packed_part)
-        packed |= dict(OWN=maps.own if own else packed["PLACE"], PARTED=not whole)
+        shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(P=(*window, grid))
+        packed = dict(LOCATE=maps.packed_locate, PLACE=maps.packed_place, PART=maps.packed_part,
+                      OWN=maps.own if own else maps.packed_place)  # fmt: skip
         self.size = tuning.closed_size(math.prod(window))
         self.closed = self.size is not None and head_dim <= 64
         if self.closed:
             warps, forward_stages, backward_stages = tuning.closed_launch(self.size, head_dim, wide)
-            shared |= packed | dict(BIAS=maps.pair_offset, TH=1, TW=self.size, num_warps=warps)
+            shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
+                                    BIAS=maps.pair_offset, TH=1, TW=self.size, num_warps=warps)  # fmt: skip
             self.forward = shared | dict(num_stages=forward_stages)
             self.closed_backward = [
                 shared | dict(BIAS_GRAD=grad, num_stages=backward_stages) for grad in (False, True)
@@ -142,7 +141,7 @@ class _Plan:
 
         def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:
             return ceil_div(math.prod(window), tiles.tile), shared | more | dict(
-                LOCATE=maps.cut_grid_locate if grid else maps.cut_locate, PLACE=maps.cut_place,
+                LOCATE=maps.cut_locate, PLACE=maps.cut_place,
                 OWN=maps.cut_own if own else maps.cut_place, MASK=maps.in_line, BIAS=maps.cut_pair_offset,
                 TH=1, TW=tiles.tile, CH=1, CW=tiles.chunk, num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
 
@@ -160,7 +159,7 @@ _plan = functools.lru_cache(maxsize=4096)(_Plan)
 
 
 def _planned(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, align: int) -> _Plan:
-    # maps that windows divide run a kernel without masks; beyond that, a new map compiles nothing
+    # windows that are all alike run kernels of their own; beyond that, a new map compiles nothing
     return _plan(geometry.window, geometry.grid, geometry.is_whole(*k.shape[1:3]), q.shape != k.shape, k.shape[-1],
                  v.shape[-1], q.dtype, bias is not None, align, host.tf32())  # fmt: skip
 

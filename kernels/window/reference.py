@@ -93,11 +93,11 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geome
     if not isinstance(keys.shape[1], int) or keys.shape[1] <= rows:
         out = attend(queries, keys, values, hidden)
     else:                                                 # a large map needs little memory
-        parts = (
-            keys.split(rows, 1), values.split(rows, 1), [None] * keys.shape[1] if hidden is None else hidden.split(rows),
-            [queries] * keys.shape[1] if shared else queries.split(rows, 1),
-        )  # fmt: skip
-        out = torch.cat([attend(q_, k_, v_, hidden_) for k_, v_, hidden_, q_ in zip(*parts)], 1)
+        many = keys.shape[1]
+        parts = (x.split(rows, 1) for x in (keys, values))
+        hiddens = [None] * many if hidden is None else hidden.split(rows)
+        asking = [queries] * many if shared else queries.split(rows, 1)
+        out = torch.cat([attend(*chunk) for chunk in zip(asking, *parts, hiddens)], 1)
     return reverse(out, height, width, geometry).to(q.dtype).contiguous()
 
 
