@@ -130,13 +130,11 @@ class _Plan:
         self.size = tuning.closed_size(math.prod(window))
         self.closed = self.size is not None and head_dim <= 64
         if self.closed:
-            warps, forward_stages, backward_stages = tuning.closed_launch(self.size, head_dim, wide)
             shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
-                                    BIAS=maps.pair_offset, TH=1, TW=self.size, num_warps=warps)  # fmt: skip
-            self.forward = shared | dict(num_stages=forward_stages)
-            self.closed_backward = [
-                shared | dict(BIAS_GRAD=grad, num_stages=backward_stages) for grad in (False, True)
-            ]
+                                    BIAS=maps.pair_offset, TH=1, TW=self.size)  # fmt: skip
+            self.forward = shared | tuning.closed_forward(self.size, head_dim, wide)
+            options = tuning.closed_backward(self.size, head_dim, wide, whole)
+            self.closed_backward = [shared | options | dict(BIAS_GRAD=grad) for grad in (False, True)]
             return
 
         def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:

@@ -17,11 +17,25 @@ def closed_size(positions: int) -> int | None:
     return next((size for size in (16, 32, 64) if positions <= size), None)
 
 
-def closed_launch(size: int, head_dim: int, wide: bool) -> tuple[int, int, int]:
-    """(warps, forward stages, backward stages) of the closed kernels; ``wide``: 32-bit inputs, twice the room."""
+def closed_forward(size: int, head_dim: int, wide: bool) -> dict:
+    """The closed forward's launch options; ``wide``: 32-bit inputs, twice the room.
+
+    Registers are bounded where the bound costs no spills: four programs a multiprocessor are launched, and four fit.
+    """
     if wide:
-        return size // 8, 1, 1
-    return (size // 16, 3, 3) if head_dim <= 32 else (size // 16, 2, 2)
+        return dict(num_warps=size // 8, num_stages=1)
+    if head_dim <= 32:
+        return dict(num_warps=size // 16, num_stages=3, maxnreg=128)
+    return dict(num_warps=size // 16, num_stages=2)
+
+
+def closed_backward(size: int, head_dim: int, wide: bool, alike: bool) -> dict:
+    """The closed backward's launch options; ``alike``: no window is cut or rolled, so that registers are left."""
+    if wide:
+        return dict(num_warps=size // 8, num_stages=1)
+    if head_dim <= 32:
+        return dict(num_warps=size // 16, num_stages=3)
+    return dict(num_warps=size // 16, num_stages=2 if alike else 1)
 
 
 def forward_tiles(head_dim: int, wide: bool) -> Tiles:
