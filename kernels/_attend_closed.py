@@ -46,7 +46,8 @@ def _pair_bias(p_bias, count, head, i, j, g, ok, PART: tl.constexpr, ALIKE: tl.c
         b_bias += gather(p_bias, offset, count, FTZ) * logit_base(SPLIT)
     if not ALIKE:
         b_part = PART(i, j, g, P)
-        b_bias = tl.where(b_part[:, None] == b_part[None, :], b_bias, MASKED)
+        # queries of the tile's padding see something, so that no row is without a key
+        b_bias = tl.where((b_part[:, None] == b_part[None, :]) | (ok == 0)[:, None], b_bias, MASKED)
     return b_bias
 
 

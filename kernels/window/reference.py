@@ -7,6 +7,7 @@ with a shift the first block begins before the map; a grid's window g holds the 
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad
 
 from .geometry import Geometry, ceil_div
@@ -66,12 +67,14 @@ def _hidden(height: int, width: int, geometry: Geometry, device: torch.device) -
     return (rows[:, None, :, None] | columns[None, :, None, :]).flatten(2)[:, :, None, None]
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float,
+                     dropout: float = 0.0) -> Tensor:  # fmt: skip
     """Window attention of `k` [B, H, W, heads, D] and `v` [B, H, W, heads, Dv]: [B, H, W, heads, Dv].
 
     `q`: [B, H, W, heads, D], or [B, Y, X, heads, D] shared by all windows of Y x X. `bias`: [heads, Y * X, Y * X] or
     None. Differentiable any number of times. Computes in float32, or float64 for float64 inputs, and returns q's dtype.
-    Arguments must have been checked.
+    Arguments must have been checked. `dropout`: rate at which attention probabilities are dropped, for layers that
+    train with it.
     """
     batch, height, width, heads, _ = k.shape
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -87,7 +90,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geome
             logits = logits + bias.to(compute)
         if hidden is not None:
             logits = logits.masked_fill(hidden, float("-inf"))
-        return logits.softmax(-1) @ values
+        weights = logits.softmax(-1)
+        return (drop(weights, dropout) if dropout else weights) @ values
 
     rows = _rows_a_chunk(batch * heads * width * geometry.positions * geometry.window[0])
     if not isinstance(keys.shape[1], int) or keys.shape[1] <= rows:
