@@ -1,4 +1,4 @@
-"""Filling maps up to whole windows."""
+"""Filling maps up to whole windows, and cutting them back."""
 
 from __future__ import annotations
 
@@ -13,3 +13,12 @@ def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if isinstance(rows, int) and isinstance(columns, int) and not rows and not columns:
         return x
     return pad(x, (0, 0, 0, columns, 0, rows))
+
+
+def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The first ``height`` rows and ``width`` columns of [B, H, W, C]."""
+    if isinstance(height, int) and isinstance(width, int):
+        return x[:, :height, :width]
+    # whether a slice of symbolic size is contiguous would again tie a graph to the answer
+    rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
+    return x.index_select(1, rows).index_select(2, columns)

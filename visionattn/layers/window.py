@@ -10,7 +10,7 @@ from visionattn.kernels import window_attention_packed
 from visionattn.kernels.window import reference
 from visionattn.kernels.window.geometry import make_geometry
 from visionattn.layers.attn_drop import warn_attn_drop
-from visionattn.layers.padding import pad_to_multiple
+from visionattn.layers.padding import crop, pad_to_multiple
 
 
 def relative_index(window: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
@@ -115,9 +115,8 @@ class WindowAttention(nn.Module):
             out = reference.window_attention(q, k, v, bias, geometry, self.head_dim**-0.5, self.attn_drop)
         else:
             out = window_attention_packed(qkv, self.window_size, shift, bias=bias)
-        if padded is not x:
-            out = out[:, :height, :width]
-        return self.proj_drop(self.proj(out.flatten(-2)))
+        out = self.proj_drop(self.proj(out.flatten(-2)))
+        return out if padded is x else crop(out, height, width)
 
     def _bias(self) -> torch.Tensor | None:
         """The table laid out for the pairs of a window, [num_heads, N, N]."""
