@@ -16,7 +16,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geome
     batch, height, width, heads, dim = k.shape
     if v.shape[:4] != k.shape[:4]:
         raise ValueError(f"v must have k's shape {list(k.shape)} up to the head dimension, got {list(v.shape)}")
-    if min(height, width) < 1:
+    if height < 1 or width < 1:      # min() would tie a graph to which is smaller
         raise ValueError(f"k must have at least one row and column, got shape {list(k.shape)}")
     if q.shape != k.shape:
         shared = [batch, *geometry.window, heads, dim]

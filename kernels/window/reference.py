@@ -15,55 +15,75 @@ from .geometry import Geometry, ceil_div
 CHUNK = 1 << 26  # logits that are held at a time: 256 MB
 
 
-def partition(x: Tensor, geometry: Geometry) -> Tensor:
-    """[B, H, W, heads, D] -> [B, M, N, heads, Y * X, D]: M x N windows of Y x X; zeros outside the map."""
-    (window_h, window_w), (before_h, before_w) = geometry.window, _before(geometry)
-    rows, columns = _counts(x.shape[1], x.shape[2], geometry)
-    after_h, after_w = rows * window_h - before_h - x.shape[1], columns * window_w - before_w - x.shape[2]
-    x = pad(x, (0, 0, 0, 0, before_w, after_w, before_h, after_h))
+def _axis(n: int, axis: int, geometry: Geometry, device: torch.device) -> Tensor:
+    """Positions of the windows along an axis of `n`, [windows, positions]; some may lie outside of 0..n - 1."""
+    window, count = geometry.window[axis], _count(n, axis, geometry)
+    i, j = torch.arange(count, device=device)[:, None], torch.arange(window, device=device)
+    return j * count + i if geometry.grid else i * window + j - _before(axis, geometry)
+
+
+def _place(n: int, axis: int, geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The window of each of `n` positions of an axis, and its number there."""
+    position = torch.arange(n, device=device)
     if geometry.grid:
-        x = x.unflatten(2, (window_w, columns)).unflatten(1, (window_h, rows))        # [B, Y, M, X, N, heads, D]
-        x = x.permute(0, 2, 4, 5, 1, 3, 6)
-    else:
-        x = x.unflatten(2, (columns, window_w)).unflatten(1, (rows, window_h))        # [B, M, Y, N, X, heads, D]
-        x = x.permute(0, 1, 3, 5, 2, 4, 6)
-    return x.flatten(4, 5)
+        count = _count(n, axis, geometry)
+        number = position // count
+        return position - number * count, number
+    position = position + _before(axis, geometry)
+    return position // geometry.window[axis], position % geometry.window[axis]
+
+
+def _before(axis: int, geometry: Geometry) -> int:
+    """How far the first block begins before the map."""
+    return (geometry.window[axis] - geometry.shift[axis]) % geometry.window[axis]
+
+
+def _count(n: int, axis: int, geometry: Geometry) -> int:
+    """How many windows an axis of `n` has."""
+    return ceil_div(n + _before(axis, geometry), geometry.window[axis])
+
+
+def partition(x: Tensor, geometry: Geometry) -> Tensor:
+    """[B, H, W, heads, D] -> [B, M, N, heads, Y * X, D]: M x N windows of Y x X; anything finite outside the map."""
+    (height, width), (window_h, window_w) = x.shape[1:3], geometry.window
+    if not _static(height, width):       # of symbolic sizes padding would have to be known to be none or some
+        rows, columns = (_axis(n, axis, geometry, x.device).clamp(0, n - 1) for axis, n in enumerate((height, width)))
+        return x[:, rows][:, :, :, columns].permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
+    counts = [_count(n, axis, geometry) for axis, n in enumerate((height, width))]
+    before = [_before(axis, geometry) for axis in (0, 1)]
+    after_h, after_w = counts[0] * window_h - before[0] - height, counts[1] * window_w - before[1] - width
+    x = pad(x, (0, 0, 0, 0, before[1], after_w, before[0], after_h))
+    if geometry.grid:
+        x = x.unflatten(2, (window_w, counts[1])).unflatten(1, (window_h, counts[0]))  # [B, Y, M, X, N, heads, D]
+        return x.permute(0, 2, 4, 5, 1, 3, 6).flatten(4, 5)
+    x = x.unflatten(2, (counts[1], window_w)).unflatten(1, (counts[0], window_h))      # [B, M, Y, N, X, heads, D]
+    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
 
 
 def reverse(x: Tensor, height: int, width: int, geometry: Geometry) -> Tensor:
     """Undo `partition`."""
-    (window_h, window_w), (before_h, before_w) = geometry.window, _before(geometry)
-    x = x.unflatten(4, (window_h, window_w))                                          # [B, M, N, heads, Y, X, D]
+    x = x.unflatten(4, geometry.window)                                               # [B, M, N, heads, Y, X, D]
+    before_h, before_w = (_before(axis, geometry) for axis in (0, 1))
+    if not _static(height, width):
+        # one axis after the other, contiguous in between, or torch compares symbolic strides
+        (m, i), (n, j) = (_place(size, axis, geometry, x.device) for axis, size in enumerate((height, width)))
+        x = x.permute(0, 1, 4, 2, 5, 3, 6).contiguous()[:, m, i]                      # [B, H, N, X, heads, D]
+        return x.contiguous()[:, :, n, j]
     x = x.permute(0, 4, 1, 5, 2, 3, 6) if geometry.grid else x.permute(0, 1, 4, 2, 5, 3, 6)
     x = x.flatten(3, 4).flatten(1, 2)
     return x[:, before_h : before_h + height, before_w : before_w + width]
 
 
-def _before(geometry: Geometry) -> tuple[int, int]:
-    """How far the first block begins before the map."""
-    rows, columns = ((w - s) % w for w, s in zip(geometry.window, geometry.shift))
-    return rows, columns
-
-
-def _counts(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
-    """How many windows an axis has."""
-    rows, columns = (
-        ceil_div(n + before, w) for n, before, w in zip((height, width), _before(geometry), geometry.window)
-    )
-    return rows, columns
+def _static(height: int, width: int) -> bool:
+    return isinstance(height, int) and isinstance(width, int)
 
 
 def _hidden(height: int, width: int, geometry: Geometry, device: torch.device) -> Tensor | None:
     """Which keys lie outside the map, [M, N, 1, 1, Y * X]; None where none can."""
-    if isinstance(height, int) and isinstance(width, int) and geometry.is_whole(height, width):
+    if _static(height, width) and geometry.is_whole(height, width):
         return None
-    outside = []
-    counts = _counts(height, width, geometry)
-    for n, count, w, before in zip((height, width), counts, geometry.window, _before(geometry)):
-        position = torch.arange(count * w, device=device)
-        out = (position < before) | (position >= before + n)
-        outside.append(out.unflatten(0, (w, count)).t() if geometry.grid else out.unflatten(0, (count, w)))
-    rows, columns = outside
+    positions = (_axis(n, axis, geometry, device) for axis, n in enumerate((height, width)))
+    rows, columns = ((p < 0) | (p >= n) for p, n in zip(positions, (height, width)))
     return (rows[:, None, :, None] | columns[None, :, None, :]).flatten(2)[:, :, None, None]
 
 
