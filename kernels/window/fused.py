@@ -73,8 +73,7 @@ def backward(
     # Every window has its share in the gradient of a shared query: written to a map like any other, then added up.
     shares = torch.empty(k.shape, device=q.device, dtype=torch.float32)
     dbias = _backward(grad_out, q, k, v, bias, out, lse, geometry, scale, shares, dk, dv, bias_grad)
-    if not shares.is_meta:
-        dq.copy_(reference.partition(shares, geometry).sum((1, 2)).transpose(1, 2).unflatten(1, geometry.window))
+    dq.copy_(reference.sum_windows(shares, geometry))
     return dbias
 
 

@@ -49,15 +49,27 @@ def partition(x: Tensor, geometry: Geometry) -> Tensor:
     if not _static(height, width):       # of symbolic sizes padding would have to be known to be none or some
         rows, columns = (_axis(n, axis, geometry, x.device).clamp(0, n - 1) for axis, n in enumerate((height, width)))
         return x[:, rows][:, :, :, columns].permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
-    counts = [_count(n, axis, geometry) for axis, n in enumerate((height, width))]
-    before = [_before(axis, geometry) for axis in (0, 1)]
-    after_h, after_w = counts[0] * window_h - before[0] - height, counts[1] * window_w - before[1] - width
-    x = pad(x, (0, 0, 0, 0, before[1], after_w, before[0], after_h))
-    if geometry.grid:
-        x = x.unflatten(2, (window_w, counts[1])).unflatten(1, (window_h, counts[0]))  # [B, Y, M, X, N, heads, D]
-        return x.permute(0, 2, 4, 5, 1, 3, 6).flatten(4, 5)
-    x = x.unflatten(2, (counts[1], window_w)).unflatten(1, (counts[0], window_h))      # [B, M, Y, N, X, heads, D]
-    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
+    x = _cut(x, geometry)
+    return (x.permute(0, 2, 4, 5, 1, 3, 6) if geometry.grid else x.permute(0, 1, 3, 5, 2, 4, 6)).flatten(4, 5)
+
+
+def sum_windows(x: Tensor, geometry: Geometry) -> Tensor:
+    """[B, H, W, heads, D] -> [B, Y, X, heads, D]: the sum over an image's windows of Y x X."""
+    return _cut(x, geometry).sum((2, 4) if geometry.grid else (1, 3))
+
+
+def _cut(x: Tensor, geometry: Geometry) -> Tensor:
+    """[B, H, W, heads, D] -> [B, M, Y, N, X, heads, D], or [B, Y, M, X, N, heads, D] of grids; a view where it can."""
+    (height, width), (window_h, window_w) = x.shape[1:3], geometry.window
+    (count_h, before_h), (count_w, before_w) = (
+        (_count(n, axis, geometry), _before(axis, geometry)) for axis, n in enumerate((height, width))
+    )
+    if not geometry.is_whole(height, width):
+        after_h, after_w = count_h * window_h - before_h - height, count_w * window_w - before_w - width
+        x = pad(x, (0, 0, 0, 0, before_w, after_w, before_h, after_h))
+    rows, columns = ((window_h, count_h), (window_w, count_w)) if geometry.grid else (
+        (count_h, window_h), (count_w, window_w))  # fmt: skip
+    return x.unflatten(2, columns).unflatten(1, rows)
 
 
 def reverse(x: Tensor, height: int, width: int, geometry: Geometry) -> Tensor:

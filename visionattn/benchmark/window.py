@@ -9,7 +9,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, window_partition,
 from torch import Tensor, nn
 
 from visionattn.kernels.window import window_attention_packed
-from visionattn.layers.window import relative_index
+from visionattn.layers.relative_bias import lay_out, relative_index, relative_inverse
 
 from .cases import WindowCase
 from .measurement import PASSES, Measurement, difference, passes
@@ -29,21 +29,19 @@ class Inputs:
         batch, height, width, heads, dim = case.shape
         self.packed = draw(batch, height, width, 3, heads, dim).requires_grad_()
         self.table = draw((2 * case.window - 1) ** 2, heads).requires_grad_()
-        self.index = relative_index((case.window, case.window), device)
+        self.indices = [f((case.window, case.window), device) for f in (relative_index, relative_inverse)]
         self.grad = draw(*case.shape)
 
 
 def ours(case: WindowCase, x: Inputs) -> dict[str, dict[str, Callable[[], object]]]:
     """Our op with the table laid out for it, as the layer does, and without any bias."""
-
-    def biased() -> Tensor:
-        bias = x.table[x.index].permute(2, 0, 1)
-        return window_attention_packed(x.packed, case.window, case.shift, bias=bias)
-
     def plain() -> Tensor:
         return window_attention_packed(x.packed, case.window, case.shift)
 
-    return {"ours": passes(biased, [x.packed, x.table], x.grad), "ours plain": passes(plain, [x.packed], x.grad)}
+    return {
+        "ours": passes(lambda: _biased(case, x), [x.packed, x.table], x.grad),
+        "ours plain": passes(plain, [x.packed], x.grad),
+    }
 
 
 def timms(case: WindowCase, x: Inputs) -> Callable[[], Tensor]:
@@ -88,7 +86,7 @@ def agreement(case: WindowCase, x: Inputs, step: Callable[[], Tensor]) -> str:
 
 
 def _biased(case: WindowCase, x: Inputs) -> Tensor:
-    return window_attention_packed(x.packed, case.window, case.shift, bias=x.table[x.index].permute(2, 0, 1))
+    return window_attention_packed(x.packed, case.window, case.shift, bias=lay_out(x.table, *x.indices))
 
 
 def measure_case(m: Measurement, case: WindowCase, x: Inputs, compiled: bool) -> None:

@@ -11,18 +11,7 @@ from visionattn.kernels.window import reference
 from visionattn.kernels.window.geometry import make_geometry
 from visionattn.layers.attn_drop import warn_attn_drop
 from visionattn.layers.padding import crop, pad_to_multiple
-
-
-def relative_index(window: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
-    """Entry of a table of relative positions for each pair of a window's positions, [N queries, N keys].
-
-    The table lists the displacements query minus key in reading order, (2 h - 1) x (2 w - 1) of them (Swin's order).
-    """
-    rows, columns = (torch.arange(n, device=device) for n in window)
-    y = rows[:, None] - rows[None, :] + window[0] - 1  # [query row, key row]
-    x = columns[:, None] - columns[None, :] + window[1] - 1
-    index = y[:, None, :, None] * (2 * window[1] - 1) + x[None, :, None, :]
-    return index.flatten(2).flatten(0, 1)
+from visionattn.layers.relative_bias import lay_out, relative_index, relative_inverse
 
 
 @register_notrace_module  # padding and shift branch on sizes
@@ -40,7 +29,8 @@ class WindowAttention(nn.Module):
         shift: where the first window starts, an int or an (h, w) pair, 0 to ``window_size - 1``.
         qkv_bias: bias of the projection to queries, keys and values.
         rel_bias: whether there is a learned table of relative positions ``relative_position_bias_table``
-            [(2 * window_h - 1) * (2 * window_w - 1), num_heads], see :func:`relative_index`.
+            [(2 * window_h - 1) * (2 * window_w - 1), num_heads] of displacements query minus key, see
+            :func:`~visionattn.layers.relative_bias.relative_index`.
         attn_drop: dropout of attention probabilities in training. No fused kernel does this: with a rate above 0,
             training gathers every window in plain PyTorch, and construction warns once.
         proj_drop: dropout after the output projection.
@@ -75,13 +65,14 @@ class WindowAttention(nn.Module):
         make_geometry(self.window_size, self.shift)  # names what is out of range
 
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
-        table = index = None
+        table = index = inverse = None
         if rel_bias:
             window_h, window_w = self.window_size
             table = nn.Parameter(torch.empty((2 * window_h - 1) * (2 * window_w - 1), num_heads, **dd))
-            index = relative_index(self.window_size, device)
+            index, inverse = relative_index(self.window_size, device), relative_inverse(self.window_size, device)
         self.relative_position_bias_table = table
         self.register_buffer("relative_position_index", index, persistent=False)
+        self.register_buffer("relative_position_inverse", inverse, persistent=False)
         self.attn_drop = attn_drop
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -90,11 +81,12 @@ class WindowAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the relative table anew and fills its index; the projections belong to themselves."""
+        """Draws the relative table anew and fills its indices; the projections belong to themselves."""
         if self.relative_position_bias_table is not None:
             trunc_normal_(self.relative_position_bias_table, std=0.02)
-            index = self.relative_position_index
-            index.copy_(relative_index(self.window_size, index.device))
+            device = self.relative_position_index.device
+            self.relative_position_index.copy_(relative_index(self.window_size, device))
+            self.relative_position_inverse.copy_(relative_inverse(self.window_size, device))
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that a decaying optimiser should leave alone: the table is a set of biases."""
@@ -122,4 +114,4 @@ class WindowAttention(nn.Module):
         """The table laid out for the pairs of a window, [num_heads, N, N]."""
         if self.relative_position_bias_table is None:
             return None
-        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        return lay_out(self.relative_position_bias_table, self.relative_position_index, self.relative_position_inverse)
