@@ -45,7 +45,7 @@ def _count(n: int, axis: int, geometry: Geometry) -> int:
 
 def partition(x: Tensor, geometry: Geometry) -> Tensor:
     """[B, H, W, heads, D] -> [B, M, N, heads, Y * X, D]: M x N windows of Y x X; anything finite outside the map."""
-    (height, width), (window_h, window_w) = x.shape[1:3], geometry.window
+    height, width = x.shape[1:3]
     if not _static(height, width):       # of symbolic sizes padding would have to be known to be none or some
         rows, columns = (_axis(n, axis, geometry, x.device).clamp(0, n - 1) for axis, n in enumerate((height, width)))
         return x[:, rows][:, :, :, columns].permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
