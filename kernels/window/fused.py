@@ -123,7 +123,7 @@ class _Plan:
                  bias: bool, align: int, tf32: bool) -> None:  # fmt: skip
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
-        shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(P=(*window, grid))
+        shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(P=(*window, int(grid)))
         packed = dict(LOCATE=maps.packed_locate, PLACE=maps.packed_place, PART=maps.packed_part,
                       OWN=maps.own if own else maps.packed_place)  # fmt: skip
         self.size = tuning.closed_size(math.prod(window))
