@@ -67,4 +67,4 @@ def bias_tiles(head_dim: int, wide: bool) -> Tiles:
     """The bias gradient's blocks of queries and of keys."""
     if wide or head_dim > 128:
         return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4, 2 if head_dim <= 64 else 1)
+    return Tiles(64, 64, 4, 2) if head_dim <= 64 else Tiles(32, 64, 4, 1)
