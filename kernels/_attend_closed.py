@@ -1,7 +1,7 @@
 """The tile engine where one tile holds a whole space: queries and keys are the same at most 64 positions.
 
-Windows, and dilation groups that the kernel just fills. Programs are persistent: program (slice, head) walks every
-``slices``-th space of the batch, so the mask and the bias are one [N, N] block of registers, loaded once, and the
+Windows, and dilation groups that the kernel just fills. Programs are persistent: program (slice, head) walks its
+share of all spaces of the batch, so the mask and the bias are one [N, N] block of registers, loaded once, and the
 gradient of the bias is another, stored once. Index maps are those of :mod:`._attend`.
 
 Unless all spaces are ``ALIKE``, they are of several kinds: those that the map's edge cuts, or that are made of pieces
@@ -52,21 +52,39 @@ def _pair_bias(p_bias, count, head, i, j, g, ok, PART: tl.constexpr, ALIKE: tl.c
 
 
 @triton.jit
-def _kinds(height, width, a_y, a_x, ALIKE: tl.constexpr, KINDS: tl.constexpr, P: tl.constexpr):
+def _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.constexpr, KINDS: tl.constexpr,
+           KIND: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """(kinds from, to, spaces from, to, spaces of kinds before these) of the first-th of ``slices`` programs.
+
+    Spaces alike are dealt out one by one. Of several kinds each program gets a run, in the order of kinds, so that few
+    programs meet more than one.
+    """
     if ALIKE:
-        return 1
+        return 0, 1, first, windows, 0
     else:
-        return KINDS(height, width, a_y, a_x, P)
+        lo = windows // slices * first + tl.minimum(first, windows % slices)
+        hi = lo + windows // slices + (first < windows % slices).to(tl.int32)
+        from_kind, to_kind, before, done = 0, 0, 0, 0
+        for kind in range(KINDS(height, width, a_y, a_x, P)):
+            count, h = KIND(kind, height, width, a_y, a_x, P)
+            end = done + windows // tiles * count
+            from_kind = tl.where(end <= lo, kind + 1, from_kind)
+            before = tl.where(end <= lo, end, before)
+            to_kind = tl.where(done < hi, kind + 1, to_kind)
+            done = end
+        return from_kind, to_kind, lo, hi, before
 
 
 @triton.jit
-def _kind(kind, tiles, windows, height, width, a_y, a_x, ALIKE: tl.constexpr, KIND: tl.constexpr, P: tl.constexpr):
-    """(spaces of a kind in a map, in the batch, what PICK needs)."""
+def _walk(kind, lo, hi, done, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.constexpr, KIND: tl.constexpr,
+          P: tl.constexpr):  # fmt: skip
+    """(spaces of a kind in a map, in the batch, what PICK needs, the range of those that are this program's)."""
     if ALIKE:
-        return tiles, windows, 0
+        return tiles, windows, 0, lo, hi, slices
     else:
         count, h = KIND(kind, height, width, a_y, a_x, P)
-        return count, windows // tiles * count, h
+        total = windows // tiles * count
+        return count, total, h, tl.maximum(lo - done, 0), tl.minimum(hi - done, total), 1
 
 
 @triton.jit
@@ -90,12 +108,6 @@ def _afresh(j, kind, ALIKE: tl.constexpr, FTZ: tl.constexpr):
 
 
 @triton.jit
-def _turn(start, total, slices):
-    """Where a program starts among the next kind's spaces: none gets more than one space above its share of all."""
-    return (start + slices - total % slices) % slices
-
-
-@triton.jit
 def attend_closed_forward(
     p_q, p_k, p_v, p_bias, p_out, p_lse,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
@@ -116,16 +128,21 @@ def attend_closed_forward(
     o_x = heads * DV
     o_y = width.to(tl.int64) * o_x
     unit = scale * logit_base(SPLIT)
-    start = first
-    for kind in range(_kinds(height, width, a_y, a_x, ALIKE, KINDS, P)):
-        count, total, h = _kind(kind, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P)
+    from_kind, to_kind, lo, hi, done = _share(
+        first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P
+    )
+    for kind in range(from_kind, to_kind):
+        count, total, h, start, stop, step = _walk(
+            kind, lo, hi, done, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
+        )
+        done += total
         i0, j0, n_i, n_j, g = _locate(0, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
         j_kind = _afresh(j, kind, ALIKE, FTZ)
         ok = (i < n_i) & (j_kind < n_j)
         if not ALIKE:
             ok = ok & (PART(i, j_kind, g, P) >= 0)
         b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, FTZ, SPLIT)
-        for w in range(start, total, slices):
+        for w in range(start, stop, step):
             i0, j0, n_i, n_j, g = _locate(w % count, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
             b = (w // count).to(tl.int64)
             y, x = PLACE(i, j, g, P)
@@ -143,7 +160,6 @@ def attend_closed_forward(
             store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, ok, b_o, DV, BDV)
             o_row = (b * heads + head) * height * width + (y * width + x)
             store_lse(p_lse, o_row, ok, b_m, b_l, SPLIT)
-        start = _turn(start, total, slices)
 
 
 @triton.jit
@@ -170,16 +186,21 @@ def attend_closed_backward(
     o_y = width.to(tl.int64) * o_x
     unit = scale * logit_base(SPLIT)
     b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
-    start = first
-    for kind in range(_kinds(height, width, a_y, a_x, ALIKE, KINDS, P)):
-        count, total, h = _kind(kind, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P)
+    from_kind, to_kind, lo, hi, done = _share(
+        first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P
+    )
+    for kind in range(from_kind, to_kind):
+        count, total, h, start, stop, step = _walk(
+            kind, lo, hi, done, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
+        )
+        done += total
         i0, j0, n_i, n_j, g = _locate(0, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
         j_kind = _afresh(j, kind, ALIKE, FTZ)
         ok = (i < n_i) & (j_kind < n_j)
         if not ALIKE:
             ok = ok & (PART(i, j_kind, g, P) >= 0)
         b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, FTZ, SPLIT)
-        for w in range(start, total, slices):
+        for w in range(start, stop, step):
             i0, j0, n_i, n_j, g = _locate(w % count, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
             b = (w // count).to(tl.int64)
             y, x = PLACE(i, j, g, P)
@@ -206,7 +227,6 @@ def attend_closed_backward(
             store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, ok, b_dv, DV, BDV)
             store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, ok, b_dk * scale, D, BD)
             store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, ok, b_dq * scale, D, BD)
-        start = _turn(start, total, slices)
     if BIAS_GRAD:
         p_dbias += tl.program_id(0).to(tl.int64) * (TH * TW * TH * TW)
         tl.store(p_dbias + o_m[:, None] * (TH * TW) + o_m[None, :], b_dbias)
