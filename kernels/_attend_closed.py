@@ -22,7 +22,7 @@ made before the walk, and
 import triton
 import triton.language as tl
 
-from ._attend import (
+from ._blocks import (
     LOG2E,
     MASKED,
     exponentials,

@@ -1,4 +1,4 @@
-"""Halo attention on 2-D maps: blocks that also see a halo around them, with relative logits. README.md has the maths."""
+"""Halo attention on 2-D maps: blocks that see a halo around them, with relative logits. README.md has the maths."""
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
@@ -79,8 +79,8 @@ def halo_attention(
     masked, and take softmax weight by their relative logits. So is what a last block that is not whole lacks.
 
     Args:
-        q: [batch, ceil(height / stride), ceil(width / stride), heads, head_dim]; float16, bfloat16, float32, or (off the
-            fused kernels) float64; head_dim 8 to 256; any strides, fastest with the last dimension contiguous.
+        q: [batch, ceil(height / stride), ceil(width / stride), heads, head_dim]; float16, bfloat16, float32, or (off
+            the fused kernels) float64; head_dim 8 to 256; any strides, fastest with the last dimension contiguous.
         k: [batch, height, width, heads, head_dim], same dtype.
         v: [batch, height, width, heads, head_dim_v], same dtype; head_dim_v may differ from head_dim.
         block_size: positions of a block; this, halo_size and stride are ints or (rows, columns).
@@ -93,8 +93,8 @@ def halo_attention(
             displacements count queries and keys by their numbers, as in the published models.
         scale: of q k^T; head_dim ** -0.5 unless given.
 
-    Returns [batch, *q's rows and columns, heads, head_dim_v], contiguous, in q's dtype. Sums and softmax are in float32.
-    Differentiable in q, k, v, rel_h and rel_w; twice and more through the reference. Deterministic.
+    Returns [*q's shape up to the head dimension, head_dim_v], contiguous, in q's dtype. Sums and softmax are in
+    float32. Differentiable in q, k, v, rel_h and rel_w; twice and more through the reference. Deterministic.
 
     Raises ValueError or TypeError for arguments outside of this.
 
