@@ -22,7 +22,7 @@ def forward_tiles(queries: int, head_dim: int, wide: bool) -> Tiles:
     if wide:
         return Tiles((1, _line(queries, 32)), (1, 32 if head_dim <= 64 else 16), 4 if head_dim <= 64 else 8, 1)
     tile = _line(queries, 64 if head_dim <= 128 else 32)
-    return Tiles((1, tile), (1, 32), max(1, tile // 16), 3 if head_dim <= 64 else 2)
+    return Tiles((1, tile), (1, 32), max(2, tile // 16), 3 if head_dim <= 64 else 2)
 
 
 def query_tiles(queries: int, head_dim: int, wide: bool) -> Tiles:
@@ -30,7 +30,7 @@ def query_tiles(queries: int, head_dim: int, wide: bool) -> Tiles:
     if wide:
         return Tiles((1, _line(queries, 32)), (1, 16), 4 if head_dim <= 32 else 8, 1)
     tile = _line(queries, 64 if head_dim <= 64 else 32)
-    return Tiles((1, tile), (1, 32 if head_dim <= 128 else 16), max(4 if head_dim > 64 else 1, tile // 16),
+    return Tiles((1, tile), (1, 32 if head_dim <= 128 else 16), max(4 if head_dim > 64 else 2, tile // 16),
                  2 if head_dim <= 64 else 1)  # fmt: skip
 
 
