@@ -1,7 +1,16 @@
 """Token mixers and the small parts that the backbones share; the only callers of :mod:`visionattn.kernels`."""
 
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
+from visionattn.layers.halo import HaloAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.window import WindowAttention
 
-__all__ = ["ConvDownsample", "ConvStem", "NeighborhoodAttention", "PatchMerging", "PatchStem", "WindowAttention"]
+__all__ = [
+    "ConvDownsample",
+    "ConvStem",
+    "HaloAttention",
+    "NeighborhoodAttention",
+    "PatchMerging",
+    "PatchStem",
+    "WindowAttention",
+]
