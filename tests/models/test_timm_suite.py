@@ -30,10 +30,11 @@ FULL = {
     "test_model_backward_fx",
     "test_prune_intermediate_layers_contract",
 }  # not TorchScript, which torch has deprecated
-SMALLEST = ["gna_nano", "fused_swin_tiny"]  # one a family
+SMALLEST = ["gna_nano", "fused_swin_tiny", "fused_halonet_h0"]  # one a family
 ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"] + [
     f"fused_swin_{size}" for size in ("tiny", "small", "base", "large")
 ]
+ALL += [f"fused_halonet_h{n}" for n in range(8)] + ["fused_halonet26t", "fused_halonet50ts"]
 
 
 @pytest.fixture(scope="module")

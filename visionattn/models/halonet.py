@@ -25,8 +25,9 @@ from visionattn.layers.head import ConvClassifierHead
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
 
-# Of each variant: block, halo, value ratio, width of a block's output over its middle's, blocks of the third stage,
-# final width, image size, and parameters in M as printed.
+# The paper's table as third parties' code reads it, which gives the parameters that it prints (cut off, not rounded: H6
+# has 43.457 M). They read 4 heads for the first stage; here it has 8, as timm's H1. Of each variant: block, halo, value ratio, width of a block's output over its middle's, blocks of the third
+# stage, final width, image size, and parameters in M as printed.
 TABLE = {
     "h0": (8, 3, 1.0, 0.5, 7, None, 256, 5.5),
     "h1": (8, 3, 1.0, 1.0, 10, None, 256, 8.1),
@@ -295,49 +296,49 @@ def _create_paper(name: str, pretrained: bool = False, **kwargs) -> nn.Module:
 
 @register_model
 def fused_halonet_h0(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H0: PARAMS0"""
+    """HaloNet-H0: 5.5 M parameters."""
     return _create_paper("h0", pretrained, **kwargs)
 
 
 @register_model
 def fused_halonet_h1(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H1: PARAMS1"""
+    """HaloNet-H1: 8.1 M parameters."""
     return _create_paper("h1", pretrained, **kwargs)
 
 
 @register_model
 def fused_halonet_h2(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H2: PARAMS2"""
+    """HaloNet-H2: 9.4 M parameters."""
     return _create_paper("h2", pretrained, **kwargs)
 
 
 @register_model
 def fused_halonet_h3(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H3: PARAMS3"""
+    """HaloNet-H3: 11.8 M parameters."""
     return _create_paper("h3", pretrained, **kwargs)
 
 
 @register_model
 def fused_halonet_h4(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H4: PARAMS4"""
+    """HaloNet-H4: 19.1 M parameters."""
     return _create_paper("h4", pretrained, **kwargs)
 
 
 @register_model
 def fused_halonet_h5(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H5: PARAMS5"""
+    """HaloNet-H5: 30.7 M parameters."""
     return _create_paper("h5", pretrained, **kwargs)
 
 
 @register_model
 def fused_halonet_h6(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H6: PARAMS6"""
+    """HaloNet-H6: 43.5 M parameters."""
     return _create_paper("h6", pretrained, **kwargs)
 
 
 @register_model
 def fused_halonet_h7(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H7: PARAMS7"""
+    """HaloNet-H7: 67.4 M parameters."""
     return _create_paper("h7", pretrained, **kwargs)
 
 
