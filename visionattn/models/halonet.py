@@ -3,7 +3,7 @@
 Paper: "Scaling Local Self-Attention for Parameter Efficient Visual Backbones", arXiv 2103.12731. The authors published
 neither code nor weights. ``fused_halonet_h0`` to ``h7`` follow the paper's table as third parties' code reads it (see
 :data:`TABLE`). ``fused_halonet26t`` and ``fused_halonet50ts`` are timm's architectures, and load its weights
-(Apache-2.0 licence); so does ``fused_halonet_h1``, of which timm has the architecture but no weights.
+(Apache-2.0 licence). timm's halonet_h1 is ``fused_halonet_h1``; there are no weights of it.
 
 Images of any size: a block that reaches beyond the map attends to zeros there, as it does to the halo outside the map,
 and gives no output. timm accepts only maps that blocks divide.
@@ -26,8 +26,9 @@ from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
 
 # The paper's table as third parties' code reads it, which gives the parameters that it prints (cut off, not rounded: H6
-# has 43.457 M). They read 4 heads for the first stage; here it has 8, as timm's H1. Of each variant: block, halo, value ratio, width of a block's output over its middle's, blocks of the third
-# stage, final width, image size, and parameters in M as printed.
+# has 43.457 M). They read 4 heads for the first stage; here it has 8, as in timm's H1. Of each variant: block, halo,
+# value ratio, width of a block's output over its middle's, blocks of the third stage, final width, image size, and
+# parameters in M as printed.
 TABLE = {
     "h0": (8, 3, 1.0, 0.5, 7, None, 256, 5.5),
     "h1": (8, 3, 1.0, 1.0, 10, None, 256, 8.1),
@@ -332,7 +333,7 @@ def fused_halonet_h5(pretrained: bool = False, **kwargs) -> nn.Module:
 
 @register_model
 def fused_halonet_h6(pretrained: bool = False, **kwargs) -> nn.Module:
-    """HaloNet-H6: 43.5 M parameters."""
+    """HaloNet-H6: 43.5 M parameters, where the paper prints 43.4."""
     return _create_paper("h6", pretrained, **kwargs)
 
 
