@@ -47,7 +47,8 @@ def _logits(p, b_q, j, AXIS: tl.constexpr, P: tl.constexpr, BD: tl.constexpr, PR
     b_x = tl.dot(b_q, tl.trans(_table(p, AXIS, P, BD, UPCAST)), input_precision=PRECISION)  # [M, F]
     shift = P[AXIS] // P[4 + AXIS] - 1 - _number(j, AXIS, P)
     index = tl.arange(0, P[6])[None, :] + shift[:, None]
-    return tl.gather(b_x, tl.minimum(tl.maximum(index, 0), P[7] - 1), 1).to(b_q.dtype)
+    b_e = tl.gather(b_x, tl.minimum(tl.maximum(index, 0), P[7] - 1), 1)
+    return b_e.to(p.dtype.element_ty).to(b_q.dtype)  # every pass sees what the workspace holds
 
 
 @triton.jit
