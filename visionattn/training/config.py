@@ -118,6 +118,9 @@ class OptimConfig:
     """The optimiser's epsilon; null takes the optimiser's own."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimiser, for example {fused: true}."""
+    cuda_graph: bool = False
+    """On a GPU, replay clipping and the optimiser's step as one CUDA graph: many times faster for optimisers of many small
+    kernels, such as muon; the optimiser must know the argument 'capturable'."""
     batch_size: int = 64
     """Images in one optimiser step, over all processes and accumulation steps: more processes keep the recipe."""
     accumulation: int = 1

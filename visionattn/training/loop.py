@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, logs
 from .average import Ema
+from .captured import CapturedStep
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .errors import Interrupted, UserError
@@ -55,6 +56,8 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
         more["eps"] = options.eps
     if options.betas is not None:
         more["betas"] = tuple(options.betas)
+    if _captures(config, next(model.parameters()).device):
+        more["capturable"] = True
     try:
         return create_optimizer_v2(
             model,
@@ -66,6 +69,10 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
         )
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"optim.name is {options.name!r}: {(str(error).splitlines() or ['?'])[0]}") from None
+
+
+def _captures(config: TrainConfig, device: torch.device) -> bool:
+    return config.optim.cuda_graph and device.type == "cuda"
 
 
 class Trainer:
@@ -93,7 +100,11 @@ class Trainer:
             Ema(model.to(accelerator.device), decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
         )
         self.plain, self.parameters = model, list(model.parameters())
-        self.model, self.optimizer = accelerator.prepare(model, _optimizer(config, model))
+        self.model, self.optimizer = accelerator.prepare(model, _optimizer(config, model.to(accelerator.device)))
+        self.captured_step = None
+        if _captures(config, accelerator.device):
+            inner = self.optimizer.optimizer
+            self.captured_step = CapturedStep(inner, self.parameters, config.optim.clip_grad)
         if config.run.compile:
             self.model = torch.compile(self.model, mode=config.run.compile_mode)
         self.schedule = CosineLRScheduler(
@@ -276,10 +287,13 @@ class Trainer:
             loss = self.task.loss(self.model, batch) / parts
             accelerator.backward(loss)
             loss_sum += loss.detach()
-        if config.optim.clip_grad:
-            accelerator.clip_grad_norm_(self.parameters, config.optim.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.captured_step is not None:
+            self.captured_step()
+        else:
+            if config.optim.clip_grad:
+                accelerator.clip_grad_norm_(self.parameters, config.optim.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.plain, step=self.step)
         return loss_sum
