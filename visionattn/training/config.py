@@ -31,8 +31,9 @@ class ModelConfig:
 class DataConfig:
     """The images"""
 
-    dataset: Literal["shapes", "folder"] = "shapes"
-    """Where images come from: 'shapes' is generated from a seed, 'folder' reads ROOT/SPLIT/CLASS/*.jpg."""
+    dataset: Literal["shapes", "folder", "noise"] = "shapes"
+    """Where images come from: 'shapes' is generated from a seed, 'folder' reads ROOT/SPLIT/CLASS/*.jpg, 'noise' is random
+    pixels in memory, to measure how fast everything else is."""
     root: str | None = None
     """For 'folder': the directory that holds the split directories."""
     train_split: str = "train"
@@ -61,6 +62,9 @@ class DataConfig:
     """For 'shapes': number of validation images."""
     shapes_seed: int = 0
     """For 'shapes': the seed of the images; independent of run.seed, so that runs share their validation images."""
+
+    noise_train: int = 12800
+    """For 'noise': number of training images (a tenth as many for validation), of 1000 classes."""
 
 
 @dataclass
@@ -119,8 +123,8 @@ class OptimConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimiser, for example {fused: true}."""
     cuda_graph: bool = False
-    """On a GPU, replay clipping and the optimiser's step as one CUDA graph: many times faster for optimisers of many small
-    kernels, such as muon; the optimiser must know the argument 'capturable'."""
+    """On a GPU, replay clipping and the optimiser's step as one CUDA graph: many times faster for optimisers of many
+    small kernels, such as muon; the optimiser must know the argument 'capturable'."""
     batch_size: int = 64
     """Images in one optimiser step, over all processes and accumulation steps: more processes keep the recipe."""
     accumulation: int = 1
@@ -240,7 +244,7 @@ def validate(config: TrainConfig) -> None:
     """
     at_least = {
         "data.image_size": 1, "data.workers": 0, "data.eval_batch_size": 1, "data.shapes_train": 1,
-        "data.shapes_val": 1, "augment.padding": 0, "optim.batch_size": 1, "optim.accumulation": 1,
+        "data.shapes_val": 1, "data.noise_train": 10, "augment.padding": 0, "optim.batch_size": 1, "optim.accumulation": 1,
         "schedule.epochs": 1, "schedule.warmup_epochs": 0, "schedule.cooldown_epochs": 0, "run.eval_every": 1,
         "run.checkpoint_epochs": 1, "run.checkpoint_steps": 0, "run.log_steps": 1,
         "augment.mixup": 0, "augment.cutmix": 0, "augment.color_jitter": 0, "optim.weight_decay": 0,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_transform
@@ -83,6 +84,24 @@ class Folder:
         return self.files.filename(index, absolute=True)
 
 
+class Noise:
+    """Random pixels of the network's input size; the pictures repeat after some, as memory does not matter here."""
+
+    def __init__(self, count: int, size: int):
+        pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
+        self.pictures = [Image.fromarray(x) for x in pixels]
+        self.count, self.classes = count, [f"class {i}" for i in range(1000)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.pictures[index % len(self.pictures)], index % len(self.classes)
+
+    def name(self, index: int) -> str:
+        return f"noise {index}"
+
+
 def load_images(config: DataConfig) -> tuple[Images, Images]:
     """The training and the validation pictures that the options name.
 
@@ -92,6 +111,8 @@ def load_images(config: DataConfig) -> tuple[Images, Images]:
     if config.dataset == "shapes":
         lengths = {"train": config.shapes_train, "val": config.shapes_val}
         return tuple(Shapes(s, n, config.image_size, config.shapes_seed, None) for s, n in lengths.items())
+    if config.dataset == "noise":
+        return tuple(Noise(count, config.image_size) for count in (config.noise_train, config.noise_train // 10))
     train, val = (Folder(config.root, split, config.cache) for split in (config.train_split, config.val_split))
     if train.classes != val.classes:
         missing = sorted(set(train.classes) ^ set(val.classes))[:5]

@@ -96,9 +96,7 @@ class Trainer:
         if config.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         ema = config.ema
-        self.ema = (
-            Ema(model.to(accelerator.device), decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
-        )
+        self.ema = Ema(model.to(accelerator.device), decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
         self.plain, self.parameters = model, list(model.parameters())
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(config, model.to(accelerator.device)))
         self.captured_step = None
