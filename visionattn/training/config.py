@@ -32,8 +32,8 @@ class DataConfig:
     """The images"""
 
     dataset: Literal["shapes", "folder", "noise"] = "shapes"
-    """Where images come from: 'shapes' is generated from a seed, 'folder' reads ROOT/SPLIT/CLASS/*.jpg, 'noise' is random
-    pixels in memory, to measure how fast everything else is."""
+    """Where images come from: 'shapes' is generated from a seed, 'folder' reads ROOT/SPLIT/CLASS/*.jpg, 'noise' is
+    random pixels in memory, to measure how fast everything else is."""
     root: str | None = None
     """For 'folder': the directory that holds the split directories."""
     train_split: str = "train"
@@ -244,7 +244,8 @@ def validate(config: TrainConfig) -> None:
     """
     at_least = {
         "data.image_size": 1, "data.workers": 0, "data.eval_batch_size": 1, "data.shapes_train": 1,
-        "data.shapes_val": 1, "data.noise_train": 10, "augment.padding": 0, "optim.batch_size": 1, "optim.accumulation": 1,
+        "data.shapes_val": 1, "data.noise_train": 10, "augment.padding": 0, "optim.batch_size": 1,
+        "optim.accumulation": 1,
         "schedule.epochs": 1, "schedule.warmup_epochs": 0, "schedule.cooldown_epochs": 0, "run.eval_every": 1,
         "run.checkpoint_epochs": 1, "run.checkpoint_steps": 0, "run.log_steps": 1,
         "augment.mixup": 0, "augment.cutmix": 0, "augment.color_jitter": 0, "optim.weight_decay": 0,
