@@ -53,7 +53,7 @@ def test_help_shows_every_option_with_its_text(capsys: pytest.CaptureFixture[str
         read("--help")
     shown = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for part in ("--optim.lr ", "Peak learning rate", "--data.dataset {shapes,folder}", "--run.seed", "--config"):
+    for part in ("--optim.lr ", "Peak learning rate", "--data.dataset {shapes,folder,noise}", "--run.seed", "--config"):
         assert part in shown
 
 

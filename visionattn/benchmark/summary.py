@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from .cases import CLASSIFIER, Case
+from .cases import CLASSIFIER, GROUPS, Case
 
 PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
 IMPLEMENTATIONS = ("floor", "ours", "ours packed", "ours bias", "ours packed bias", "natten", "sdpa")
@@ -12,13 +12,14 @@ Table = dict[Case, dict[tuple[str, str], Mapping[str, str]]]
 
 
 def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: str | None = None) -> Table:
-    """The lines of one op (and dtype), by case and then by (implementation, pass), in the file's order."""
+    """The lines of one op (and dtype), by case in the order of ``cases``, and then by (implementation, pass)."""
     table: Table = {}
     for row in rows:
         if row["op"] == op and dtype in (None, row["dtype"]):
             numbers = (row[key] for key in ("batch", "height", "width", "heads", "dim", "kernel", "dilation", "stride"))
             table.setdefault(Case(*map(int, numbers)), {})[row["implementation"], row["pass"]] = row
-    return table
+    known = [case for case in GROUPS["all"] if case in table]
+    return {case: table[case] for case in dict.fromkeys([*known, *table])}
 
 
 def median_ms(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str) -> float | None:
@@ -58,7 +59,7 @@ def speedups(table: Table) -> list[str]:
                 continue
             head = [ratios[case] for case in CLASSIFIER if case in ratios]
             slowest = min(ratios, key=lambda case: ratios[case])
-            mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x" if head else "-"
+            mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x (least {min(head):.2f}x)" if head else "-"
             lines.append(
                 f"{implementation}, {short}: {mean} as fast as NATTEN's best (geometric mean of {len(head)} of "
                 f"{len(CLASSIFIER)} B128 rows); "
