@@ -122,7 +122,7 @@ def test_another_way_from_an_older_checkpoint_replaces_what_came_later(
     scores = iter([3.0, 1.0, 1.0, 1.0, 1.0])  # the best is that of the first epoch
     monkeypatch.setattr(
         "visionattn.training.classification.Classification.evaluate",
-        lambda self, model: dict(val_loss=1.0, top1=next(scores), top5=5.0),
+        lambda self, model: dict(val_loss=1.0, top1=next(scores), top5=5.0, val_images=36),
     )
     run = tmp_path / "run"
     train.run(tiny("--run.dir", run))

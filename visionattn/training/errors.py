@@ -1,5 +1,7 @@
 """Errors that a tool shows to its user as one line."""
 
+import re
+
 
 class UserError(Exception):
     """Something the user can put right: a wrong option, a missing file, an unreadable checkpoint.
@@ -9,10 +11,14 @@ class UserError(Exception):
     """
 
 
+class Unreadable(UserError):
+    """An image that cannot be read; the message names it."""
+
+
 def one_line(error: UserError) -> str:
     """The message on one line; one from a data loader's worker process comes with its traceback before it."""
     last = (str(error).strip().splitlines() or ["?"])[-1]
-    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+    return re.sub(rf"^{re.escape(UserError.__module__)}\.\w+: ", "", last)
 
 
 class Interrupted(Exception):
