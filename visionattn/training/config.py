@@ -26,8 +26,8 @@ class ModelConfig:
     model's checkpoint filter understands. The classifier is new unless the file was trained on the same classes."""
     grad_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass instead of keeping them: less memory, more time."""
-    drop_path: float = 0.0
-    """Stochastic depth: the rate of the last block, rising linearly from 0 at the first."""
+    drop_path: float | None = None
+    """Stochastic depth: the rate of the last block, rising linearly from 0 at the first; null leaves the model's."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model, for example {stem_stride: 2}."""
 
@@ -330,7 +330,7 @@ def validate(config: TrainConfig) -> None:
     for key, least in at_least.items():
         _require(math.isfinite(look_up(key)) and look_up(key) >= least, key, look_up(key), f"at least {least}")
     for key in probability:
-        _require(0.0 <= look_up(key) <= 1.0, key, look_up(key), "between 0 and 1")
+        _require(look_up(key) is None or 0.0 <= look_up(key) <= 1.0, key, look_up(key), "between 0 and 1")
     for key in above_zero:
         value = look_up(key)
         _require(value is None or (math.isfinite(value) and value > 0), key, value, "above 0")

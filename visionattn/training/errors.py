@@ -8,7 +8,12 @@ class UserError(Exception):
 
     The tools print ``str(error)`` on stderr and leave with exit code 2, without a traceback. The message names
     what was wrong, its value, and what is allowed.
+
+    Attributes:
+        while_training: whether training had begun, so that processes may differ in it.
     """
+
+    while_training = False
 
 
 class Unreadable(UserError):

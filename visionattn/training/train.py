@@ -29,15 +29,20 @@ DESCRIPTION = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 2 for a mistake in the options or data, 130 or 143 after a signal."""
+    rank = int(os.environ.get("RANK", 0))
     try:
         config = parse(TrainConfig, sys.argv[1:] if argv is None else argv, "visionattn train", DESCRIPTION)
         validate(config)
         run(config)
     except UserError as error:
-        print(f"visionattn train: error: {one_line(error)}", file=sys.stderr)
+        if rank == 0:
+            print(f"visionattn train: error: {one_line(error)}", file=sys.stderr)
+        elif error.while_training:  # before that, every process says the same
+            print(f"visionattn train: rank {rank}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"visionattn train: {stop}; saved, continue with --resume auto", file=sys.stderr)
+        if rank == 0:
+            print(f"visionattn train: {stop}; saved, continue with --resume auto", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("visionattn train: stopped before the first step; there was nothing to save", file=sys.stderr)
@@ -86,7 +91,11 @@ def run(config: TrainConfig) -> dict[str, float]:
                 highlight=False, soft_wrap=True)  # fmt: skip
         accelerator.wait_for_everyone()
         begun = time.perf_counter()
-        found = trainer.train()
+        try:
+            found = trainer.train()
+        except UserError as error:
+            error.while_training = True
+            raise
     if accelerator.is_main_process:
         console.print(
             f"done in {time.perf_counter() - begun:.0f} s: validation accuracy {found['top1']:.2f} % "
