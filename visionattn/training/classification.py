@@ -95,10 +95,9 @@ class Classification:
         for name in filter(None, batch[2]):
             self.unreadable[name] = self.unreadable.get(name, 0) + 1
         images, labels = (x.to(self.accelerator.device, non_blocking=True) for x in batch[:2])
-        images = to_input(images)
         if self.config.run.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels
+            images = images.contiguous(memory_format=torch.channels_last)  # as bytes, a quarter of the traffic
+        return to_input(images), labels
 
     def loss(self, model: nn.Module, batch: data.Batch) -> Tensor:
         """Mean loss of one micro batch; draws its random numbers from the generators as they are."""

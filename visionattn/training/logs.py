@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import secrets
 import shlex
 import subprocess
 import sys
@@ -109,10 +110,13 @@ def _start_wandb(folder: Path, config: TrainConfig) -> Any:
         raise UserError("run.wandb is set, which needs the package wandb: pip install wandb") from None
     kept = folder / "wandb_id.txt"  # the same run there, however often it is resumed here
     if not kept.exists():
-        write_text(kept, wandb.util.generate_id() + "\n")
-    return wandb.init(
-        project=config.run.wandb, name=folder.name, id=kept.read_text().strip(), resume="allow", dir=str(folder),
-        config=plain(config))  # fmt: skip
+        write_text(kept, secrets.token_hex(4) + "\n")
+    try:
+        return wandb.init(
+            project=config.run.wandb, name=folder.name, id=kept.read_text().strip(), resume="allow", dir=str(folder),
+            config=plain(config))  # fmt: skip
+    except wandb.errors.Error as error:
+        raise UserError(f"run.wandb is {config.run.wandb!r}: {(str(error).splitlines() or ['?'])[0]}") from None
 
 
 def memory_gib(device: torch.device) -> float:
@@ -159,7 +163,9 @@ def draw_curves(folder: Path) -> Path | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps, epochs = read_table(folder / "steps.csv"), read_table(folder / "epochs.csv")
+    steps, epochs = (
+        read_table(path) if path.exists() else [] for path in (folder / "steps.csv", folder / "epochs.csv")
+    )
     if not steps:
         return None
     figure = Figure(figsize=(12, 3.6), layout="constrained")

@@ -101,9 +101,7 @@ def create_model(config: TrainConfig, classes: list[str]) -> nn.Module:
     options = config.model
     seed_host(seed_of(Purpose.WEIGHTS, config.run.seed))
     more = {} if options.drop_path is None else dict(drop_path_rate=options.drop_path)
-    model = build(
-        "model.name", options.name, options.kwargs, classes, options.pretrained, options.checkpoint, **more
-    )
+    model = build("model.name", options.name, options.kwargs, classes, options.pretrained, options.checkpoint, **more)
     if options.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
