@@ -65,10 +65,11 @@ def test_help_shows_every_option_with_its_text_and_default(capsys: pytest.Captur
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_config_is_valid(file: Path) -> None:
     config = read("--config", file, "--data.root", "somewhere")
-    assert config.model.name == file.stem
+    assert config.model.name == file.stem.removesuffix("_384")
+    assert config.data.image_size == (384 if file.stem.endswith("_384") else config.data.image_size)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+@pytest.mark.parametrize("name", ["nano", "tiny", "small", "base", "tiny_384", "small_384", "base_384"])
 def test_imagenet_configs_need_nothing_but_the_data_root(name: str) -> None:
     with pytest.raises(UserError, match="data.root is not set; data.dataset 'folder' needs"):
         read("--config", CONFIGS / "imagenet" / f"gna_{name}.yaml")
