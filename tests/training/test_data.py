@@ -69,6 +69,17 @@ def test_policies_of_timm_work_with_every_crop(tiny: Callable[..., TrainConfig],
     assert transforms.train_transform(config.data, config.augment)(picture).shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-inc1-n8", "augmix-m10-w6-d4", "originalr"])
+@pytest.mark.parametrize("crop", ["resized", "padded"])
+def test_policies_of_timm_work_at_full_strength(tiny: Callable[..., TrainConfig], policy: str, crop: str) -> None:
+    """Where they posterize to 0 bits, which Pillow refuses since 13.0."""
+    config = tiny("--augment.auto_augment", policy, "--augment.crop", crop)
+    picture, transform = Shapes("train", 1, 32)[0][0], transforms.train_transform(config.data, config.augment)
+    seed_host(0)
+    for _ in range(150):
+        transform(picture)
+
+
 @pytest.mark.parametrize("policy", ["rand-q9", "best", "augmix-z1"])
 @pytest.mark.parametrize("crop", ["resized", "padded"])
 def test_an_unknown_policy_is_refused(tiny: Callable[..., TrainConfig], policy: str, crop: str) -> None:

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+from timm.data.auto_augment import (
+    augment_and_mix_transform,
+    auto_augment_transform,
+    posterize,
+    rand_augment_transform,
+)  # fmt: skip
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -31,10 +36,13 @@ def train_transform(data: DataConfig, augment: AugmentConfig, size: int | None =
     size = size or data.image_size
     policy = _policy(augment.auto_augment, data, size) if augment.auto_augment else None
     if augment.crop == "resized":
-        return create_transform(
+        made = create_transform(
             size, is_training=True, scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
             color_jitter=augment.color_jitter or None, auto_augment=augment.auto_augment,
             interpolation=data.interpolation, mean=data.mean, std=data.std, normalize=False)  # fmt: skip
+        for step in made.transforms:
+            _mend_posterize(step)
+        return made
     steps: list[Any] = [_ToSize(size, data.interpolation)]
     if augment.crop == "padded":
         steps.append(transforms.RandomCrop(size, padding=augment.padding))
@@ -54,9 +62,23 @@ def _policy(name: str, data: DataConfig, size: int) -> Callable:
     make = kinds.get(name.split("-")[0], auto_augment_transform)
     mean = tuple(min(255, round(255 * m)) for m in data.mean)
     try:
-        return make(name, dict(translate_const=int(size * 0.45), img_mean=mean))
+        policy = make(name, dict(translate_const=int(size * 0.45), img_mean=mean))
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"augment.auto_augment is {name!r}, which timm refuses: {error}") from None
+    _mend_posterize(policy)
+    return policy
+
+
+def _mend_posterize(step: Any) -> None:
+    """Let timm's policies keep 0 bits of a channel: it asks Pillow for that at full strength, which 13.0 refuses."""
+    for entry in getattr(step, "policy", None) or getattr(step, "ops", ()):
+        for op in entry if isinstance(entry, list) else [entry]:
+            if getattr(op, "aug_fn", None) is posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    return posterize(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def eval_transform(data: DataConfig) -> Callable:
