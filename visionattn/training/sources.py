@@ -34,8 +34,10 @@ def decode(file: Any, name: str) -> Image.Image:
         Unreadable: where it is damaged or no picture.
     """
     try:
-        with file, Image.open(file) as image:
-            return image.convert("RGB")
+        with file:
+            image = Image.open(file)
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # which would copy an RGB image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's readers raise these
         raise Unreadable(f"cannot read image {name}: {error}") from None
 
@@ -81,7 +83,8 @@ class Files:
         found: list[tuple[Image.Image, int] | None] = []
         for index in range(begin, end):
             try:
-                found.append(self._read(index))
+                image, label = self._read(index)
+                found.append((image.copy(), label))  # without the file that it came from
             except Unreadable:
                 if not skip:
                     raise
