@@ -255,6 +255,18 @@ def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path: Path, number: in
         os.killpg(process.pid, 0)  # no process is left behind
 
 
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_ends_when_it_is_done(tmp_path: Path) -> None:
+    """Loaders' workers that pin memory must not be waited for, five seconds each."""
+    process = start("--run.dir", "run", "--data.workers", 8, "--run.device", "cuda", cwd=tmp_path)
+    for line in process.stdout:
+        if line.startswith("done in"):
+            break
+    done = time.perf_counter()
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and time.perf_counter() - done < 5
+
+
 def test_the_console_script_helps_and_knows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
