@@ -6,5 +6,13 @@ if __name__ == "kernels":
 
 from ._dispatch import explain
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
+from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
-__all__ = ["explain", "neighborhood_attention", "neighborhood_attention_packed"]
+__all__ = [
+    "explain",
+    "neighborhood_attention",
+    "neighborhood_attention_packed",
+    "window_attention",
+    "window_attention_packed",
+    "window_attention_packed_kv",
+]

@@ -7,13 +7,14 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
 
 ``LOCATE(t, height, width, a_y, a_x, TH, TW, P) -> (i0, j0, n_i, n_j, g)``
     the tile's first position and the length of the space it lives in (the map, a dilation group, a window);
-``PLACE(i, j, g) -> (y, x)``
-    the place in the map of a position of that space;
-``SPAN(i0, j0, n_i, n_j, TH, TW, P) -> (i_lo, i_hi, j_lo, j_hi)``
+``PLACE(i, j, g, P) -> (y, x)``
+    the place in the map of a position of that space; ``OWN`` the place of its query in q, which is ``PLACE`` unless q
+    is a map of its own that all spaces share;
+``SPAN(i0, j0, n_i, n_j, g, TH, TW, P) -> (i_lo, i_hi, j_lo, j_hi)``
     the half-open box of keys that the tile's queries see; ``SPAN_T`` the box of queries that see the tile's keys;
 ``MASK(q_i, q_j, k_i, k_j, n_i, n_j, P) -> bool``
     which pairs attend, broadcasting its arguments;
-``BIAS(head, q_i, q_j, k_i, k_j, P) -> offset``
+``BIAS(head, q_i, q_j, k_i, k_j, g, P) -> offset``
     where a pair's additive bias lies among the ``table`` float32 numbers at ``p_bias``; any value for other pairs.
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
@@ -138,13 +139,14 @@ def gather(p, offset, count, FTZ: tl.constexpr):
 
 
 @triton.jit
-def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, MASK: tl.constexpr, BIAS: tl.constexpr,
-            P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
+def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, g, MASK: tl.constexpr,
+            BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+            FTZ: tl.constexpr):  # fmt: skip
     """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add."""
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
     if HAS_BIAS:
-        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, P), count, FTZ))
+        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P), count, FTZ))
     return tl.where(ok, b_s, MASKED)
 
 
@@ -161,8 +163,8 @@ def attend_forward(
     p_q, p_k, p_v, p_bias, p_out, p_lse,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     height, width, heads, tiles, a_y, a_x, scale, table,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr,
+    BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -179,24 +181,25 @@ def attend_forward(
     q_i = i0 + o_m // TW
     q_j = j0 + o_m % TW
     m_q = (q_i < n_i) & (q_j < n_j)
-    y, x = PLACE(q_i, q_j, g)
-    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)  # [BM, BD]
+    y, x = PLACE(q_i, q_j, g, P)
+    own_y, own_x = OWN(q_i, q_j, g, P)
+    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
     b_m = tl.full([TH * TW], LOWEST, tl.float32)
     b_l = tl.zeros([TH * TW], tl.float32)
     b_o = tl.zeros([TH * TW, BDV], tl.float32)
 
-    i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, TH, TW, P)
+    i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, g, TH, TW, P)
     unit = _unit(scale, HAS_BIAS)
     c_i, c_j = i_lo, j_lo
     for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
         k_i = c_i + o_n // CW
         k_j = c_j + o_n % CW
         m_k = (k_i < i_hi) & (k_j < j_hi)
-        ky, kx = PLACE(k_i, k_j, g)
+        ky, kx = PLACE(k_i, k_j, g, P)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
         b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                      n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+                      n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
         b_m_new = tl.maximum(b_m, tl.max(b_s, 1) if SPLIT else tl.max(b_s, 1) * unit)
         b_p = exponentials(b_s, unit, b_m_new[:, None], SPLIT, FTZ)
         alpha = exponentials(b_m, unit if SPLIT else 1.0, b_m_new, SPLIT, FTZ)
@@ -217,8 +220,8 @@ def attend_backward_q(
     p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_delta, p_dq,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h,
     height, width, heads, tiles, a_y, a_x, scale, table,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr,
+    BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     EXACT_DELTA: tl.constexpr,
@@ -246,9 +249,10 @@ def attend_backward_q(
     q_i = i0 + o_m // TW
     q_j = j0 + o_m % TW
     m_q = (q_i < n_i) & (q_j < n_j)
-    y, x = PLACE(q_i, q_j, g)
+    y, x = PLACE(q_i, q_j, g, P)
     o_row = o_image + (y * width + x)
-    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)  # [BM, BD]
+    own_y, own_x = OWN(q_i, q_j, g, P)
+    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
     b_g = load_rows(p_grad, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)  # [BM, BDV]
     b_lse, b_norm = load_lse(p_lse, o_row, m_q, SPLIT)
     if EXACT_DELTA:
@@ -259,7 +263,7 @@ def attend_backward_q(
         b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
     b_dq = tl.zeros([TH * TW, BD], tl.float32)
 
-    i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, TH, TW, P)
+    i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, g, TH, TW, P)
     unit = _unit(scale, HAS_BIAS)
     for step in tl.static_range(2 if EXACT_DELTA else 1):
         c_i, c_j = i_lo, j_lo
@@ -267,11 +271,11 @@ def attend_backward_q(
             k_i = c_i + o_n // CW
             k_j = c_j + o_n % CW
             m_k = (k_i < i_hi) & (k_j < j_hi)
-            ky, kx = PLACE(k_i, k_j, g)
+            ky, kx = PLACE(k_i, k_j, g, P)
             b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
             b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
             b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                          n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
+                          n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
             b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
             if EXACT_DELTA and step == 0:
@@ -293,8 +297,8 @@ def attend_backward_kv(
     p_q, p_k, p_v, p_bias, p_grad, p_lse, p_delta, p_dk, p_dv,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h, e_b, e_y, e_x, e_h,
     height, width, heads, tiles, a_y, a_x, scale, table,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, SPAN_T: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
+    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, SPAN_T: tl.constexpr, MASK: tl.constexpr,
+    BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -317,27 +321,28 @@ def attend_backward_kv(
     k_i = i0 + o_m // TW
     k_j = j0 + o_m % TW
     m_k = (k_i < n_i) & (k_j < n_j)
-    y, x = PLACE(k_i, k_j, g)
+    y, x = PLACE(k_i, k_j, g, P)
     b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, y, x, m_k, D, BD, UPCAST)  # [BM, BD]
     b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, y, x, m_k, DV, BDV, UPCAST)  # [BM, BDV]
     b_dk = tl.zeros([TH * TW, BD], tl.float32)
     b_dv = tl.zeros([TH * TW, BDV], tl.float32)
 
-    i_lo, i_hi, j_lo, j_hi = SPAN_T(i0, j0, n_i, n_j, TH, TW, P)
+    i_lo, i_hi, j_lo, j_hi = SPAN_T(i0, j0, n_i, n_j, g, TH, TW, P)
     unit = _unit(scale, HAS_BIAS)
     c_i, c_j = i_lo, j_lo
     for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
         q_i = c_i + o_n // CW
         q_j = c_j + o_n % CW
         m_q = (q_i < i_hi) & (q_j < j_hi)
-        qy, qx = PLACE(q_i, q_j, g)
+        qy, qx = PLACE(q_i, q_j, g, P)
         o_q = o_image + (qy * width + qx)
-        b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, qy, qx, m_q, D, BD, UPCAST)  # [BN, BD]
+        own_y, own_x = OWN(q_i, q_j, g, P)
+        b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BN, BD]
         b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
         b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
         b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
-                      n_i, n_j, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
+                      n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
         b_p = probabilities(b_s, unit, b_lse[None, :], b_norm[None, :], SPLIT, FTZ)
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)

@@ -30,6 +30,7 @@ class Form(NamedTuple):
 
 SEPARATE = Form("", ("q", "k", "v"), lambda q, k, v: (q, k, v))
 PACKED = Form("_packed", ("qkv",), lambda qkv: qkv.unbind(3))           # [B, H, W, 3, heads, D]
+PACKED_KV = Form("_packed_kv", ("q", "kv"), lambda q, kv: (q, *kv.unbind(3)))   # kv [B, H, W, 2, heads, D]
 
 
 class AttentionOp(NamedTuple):

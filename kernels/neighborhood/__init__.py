@@ -1,30 +1,16 @@
 """Neighborhood attention on 2-D maps, dilated and strided: NA, DiNA and GNA. README.md has the maths."""
-import functools
-
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from .._arguments import check_bias, check_heads, logit_scale, remembered
 from .._register import PACKED, SEPARATE, AttentionOp, lse_shape, register
 from . import reference
 from .geometry import Geometry, make_geometry
 
-_DTYPES = "float16, bfloat16, float32 or float64"
-
 
 def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> None:
     """Raise ValueError or TypeError, naming the argument, what it was and what is allowed."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 5:
-            raise ValueError(f"{name} must be [batch, height, width, heads, head_dim], got shape {list(x.shape)}")
-        if x.dtype != q.dtype:
-            raise TypeError(f"q, k and v must have one dtype, got {q.dtype} for q and {x.dtype} for {name}")
-        if x.device != q.device:
-            raise ValueError(f"q, k and v must be on one device, got {q.device} for q and {x.device} for {name}")
-        if not 8 <= x.shape[4] <= 256:
-            raise ValueError(f"the head dimension of {name} must lie in 8..256, got {x.shape[4]}")
-    if not q.dtype.is_floating_point or q.dtype.itemsize == 1:
-        raise TypeError(f"q, k and v must be {_DTYPES}, got {q.dtype}")
+    check_heads(q, k, v)
     if k.shape != q.shape:
         raise ValueError(f"k must have q's shape {list(q.shape)}, got {list(k.shape)}")
     if v.shape[:4] != q.shape[:4]:
@@ -32,13 +18,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geome
     geometry.check_map(q.shape[1], q.shape[2])
     if bias is not None:
         (kernel_h, kernel_w), heads = geometry.kernel, q.shape[3]
-        if bias.ndim != 3 or bias.shape != (heads, 2 * kernel_h - 1, 2 * kernel_w - 1):
-            raise ValueError(f"bias must be [heads, 2 * kernel_h - 1, 2 * kernel_w - 1] = "
-                             f"{[heads, 2 * kernel_h - 1, 2 * kernel_w - 1]}, got shape {list(bias.shape)}")
-        if not bias.dtype.is_floating_point:
-            raise TypeError(f"bias must be a floating-point tensor, got {bias.dtype}")
-        if bias.device != q.device:
-            raise ValueError(f"bias must be on q's device {q.device}, got {bias.device}")
+        check_bias(bias, q, "[heads, 2 * kernel_h - 1, 2 * kernel_w - 1]", (heads, 2 * kernel_h - 1, 2 * kernel_w - 1))
 
 
 def _prepare(kernel_size: list[int], dilation: list[int], stride: list[int], scale: float) -> tuple[Geometry, float]:
@@ -60,25 +40,12 @@ _OP = AttentionOp(
     shapes=_shapes, pairs=_pairs)
 
 
-_cached_geometry = functools.lru_cache(maxsize=256, typed=True)(make_geometry)
-
-
-def _geometry(*args: int | tuple[int, int]) -> Geometry:
-    if torch.compiler.is_compiling():            # compilers see through the function, but not through the cache
-        return make_geometry(*args)
-    try:
-        return _cached_geometry(*args)
-    except TypeError:                            # a list cannot be looked up; what is no pair gets its own message
-        return make_geometry(*args)
-
-
-def _scale(x: Tensor, scale: float | None) -> float:
-    return x.shape[-1] ** -0.5 if scale is None else float(scale)
+_geometry = remembered(make_geometry)
 
 
 def _arguments(q: Tensor, k: Tensor, v: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
                stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
-    return q, k, v, bias, *_geometry(kernel_size, dilation, stride), _scale(q, scale)
+    return q, k, v, bias, *_geometry(kernel_size, dilation, stride), logit_scale(q, scale)
 
 
 def _arguments_packed(
@@ -86,7 +53,7 @@ def _arguments_packed(
         stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
     if qkv.ndim != 6 or qkv.shape[3] != 3:
         raise ValueError(f"qkv must be [batch, height, width, 3, heads, head_dim], got shape {list(qkv.shape)}")
-    return qkv, bias, *_geometry(kernel_size, dilation, stride), _scale(qkv, scale)
+    return qkv, bias, *_geometry(kernel_size, dilation, stride), logit_scale(qkv, scale)
 
 
 _separate = register(_OP, SEPARATE, _arguments)

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from .. import _attend as engine
 from .. import _attend_closed as closed
+from .. import _host as host
 from .._launch import launch, unspecialised
 from .._register import lse_shape
 from . import bias as overlapping
 from . import maps, tuning
 from .geometry import Geometry
 
-INTERPRETED = triton.knobs.runtime.interpret
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 BIAS_TILE = (16, 32, 16)  # queries, keys and images that a step of the table's gradient takes
 
 FORWARD = unspecialised(engine.attend_forward)
@@ -35,15 +34,7 @@ FOLD_BIAS = unspecialised(engine.fold_bias)
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
-    if not q.is_cuda and not INTERPRETED:
-        return f"q is on {q.device}, the fused kernels need a CUDA device"
-    if q.dtype not in DTYPES:
-        return f"dtype {q.dtype} is not one of float16, bfloat16, float32"
-    if max(q.shape[-1], v.shape[-1]) > 256:
-        return f"head dimension {max(q.shape[-1], v.shape[-1])} is over 256"
-    if q.is_cuda and _device(q.device)[1] < (8, 0):
-        return f"compute capability {_device(q.device)[1]} is below (8, 0)"
-    return None
+    return host.unsupported(q, v)
 
 
 def forward(
@@ -51,19 +42,19 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, H, W, heads, Dv] contiguous in q's dtype, lse float32 of :func:`lse_shape`)."""
     batch, height, width, heads, _ = q.shape
-    q, k, v = _contiguous_rows(q), _contiguous_rows(k), _contiguous_rows(v)
+    q, k, v = host.contiguous_rows(q), host.contiguous_rows(k), host.contiguous_rows(v)
     out = torch.empty(batch, height, width, heads, v.shape[-1], device=q.device, dtype=q.dtype)
     lse = torch.empty(lse_shape(q), device=q.device, dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
     bias = _table(q, bias, geometry, scale)
-    strides, align = _strides(q, k, v)
-    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, _tf32())
+    strides, align = host.strides(q, k, v)
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32())
     tensors = (q, k, v, q if bias is None else bias, out, lse)
     table = 1 if bias is None else bias.numel()
     if plan.closed:
         windows = batch * plan.tiles
-        slices = min(windows, _programs(q.device, heads))
+        slices = min(windows, host.programs(q.device, heads))
         launch(CLOSED_FORWARD, slices * heads, plan.forward, *tensors, *strides, height, width, heads, plan.tiles,
                windows, *geometry.dilation, scale, table)  # fmt: skip
     else:
@@ -78,16 +69,16 @@ def backward(
 ) -> Tensor | None:  # fmt: skip
     """Writes into dq, dk, dv (shapes of q, k, v; last dimension contiguous); returns the table's float32 gradient."""
     batch, height, width, heads, _ = q.shape
-    q, k, v, grad_out = _contiguous_rows(q), _contiguous_rows(k), _contiguous_rows(v), grad_out.contiguous()
+    q, k, v, grad_out = host.contiguous_rows(q), host.contiguous_rows(k), host.contiguous_rows(v), grad_out.contiguous()
     if out.numel() == 0:
         return torch.zeros(bias.shape, device=q.device) if bias_grad else None
     bias = _table(q, bias, geometry, scale)
-    strides, align = _strides(q, k, v, dq, dk, dv)
-    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, _tf32())
+    strides, align = host.strides(q, k, v, dq, dk, dv)
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32())
     table, entries = (q, 1) if bias is None else (bias, bias.numel())
     if plan.closed:
         windows = batch * plan.tiles
-        slices = min(windows, _programs(q.device, heads))
+        slices = min(windows, host.programs(q.device, heads))
         cells = 64 * 64
         partial = torch.empty(slices * heads * cells if bias_grad else 0, device=q.device, dtype=torch.float32)
         launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], q, k, v, table, grad_out, lse,
@@ -105,7 +96,7 @@ def backward(
         return None
     bq, bk, _ = BIAS_TILE
     lines = (2 * geometry.kernel[0] - 1) * math.ceil((bq + 2 * geometry.kernel[1] - 2) / bk)
-    slices = max(1, 8 * _programs(q.device, heads) // lines)  # these programs are one warp
+    slices = max(1, 8 * host.programs(q.device, heads) // lines)  # these programs are one warp
     cells = lines * bq * bk
     partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
     launch(BIAS_BACKWARD, slices * lines * heads, plan.bias, q, k, v, table, grad_out, lse, delta, partial,
@@ -119,12 +110,10 @@ class _Plan:
     def __init__(self, geometry: Geometry, height: int, width: int, d: int, dv: int, dtype: torch.dtype, bias: bool,
                  align: int, tf32: bool) -> None:  # fmt: skip
         wide = dtype == torch.float32
-        head_dim = _padded(max(d, dv))
-        shared = dict(
-            LOCATE=maps.locate, PLACE=maps.place, BIAS=maps.table_offset, P=(*geometry.kernel, *geometry.stride),
-            D=d, BD=_padded(d), DV=dv, BDV=_padded(dv), ALIGN=align, HAS_BIAS=bias,
-            PRECISION="tf32" if wide and tf32 else "ieee", UPCAST=INTERPRETED and dtype == torch.bfloat16,
-            FTZ=not INTERPRETED, SPLIT=wide)  # fmt: skip
+        head_dim = host.padded(max(d, dv))
+        shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(
+            LOCATE=maps.locate, PLACE=maps.place, OWN=maps.place, BIAS=maps.table_offset,
+            P=(*geometry.kernel, *geometry.stride))  # fmt: skip
         count = math.prod(2 * n - 1 for n in geometry.kernel)
         fold = dict(P=geometry.kernel, COUNT=count, BLOCK=32)
         side = tuning.closed_side(geometry.kernel)
@@ -132,7 +121,9 @@ class _Plan:
         if self.closed:
             self.tiles = geometry.dilation[0] * geometry.dilation[1]
             warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
-            shared |= dict(TH=side[0], TW=side[1], num_warps=warps)
+            # all groups are alike, so the maps that tell them apart are never asked
+            shared |= dict(ALIKE=True, KINDS=None, KIND=None, PICK=None, PART=None, TH=side[0], TW=side[1],
+                           num_warps=warps)  # fmt: skip
             self.forward = shared | dict(num_stages=forward_stages)
             self.fold = fold | dict(CELL=closed.closed_cell, T=side, DEPTH=side[0] * side[1])
             self.closed_backward = [
@@ -166,25 +157,6 @@ class _Plan:
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
 
 
-def _padded(n: int) -> int:
-    return max(16, triton.next_power_of_2(n))
-
-
-def _tf32() -> bool:
-    return torch.backends.cuda.matmul.allow_tf32
-
-
-def _contiguous_rows(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-
-
-def _strides(*tensors: Tensor) -> tuple[list[int], int]:
-    """(batch, row, column, head) strides of each tensor in units of ``align`` elements, and ``align``."""
-    flat = [s for t in tensors for s in t.stride()[:4]]
-    align = math.gcd(8, *flat)
-    return [s // align for s in flat], align
-
-
 def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:
     """The table as the kernels read it; zeros for a scale that is not positive, which they only take beside a bias."""
     if bias is not None:
@@ -192,20 +164,6 @@ def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> 
     if scale > 0:
         return None
     return torch.zeros(q.shape[3], *(2 * n - 1 for n in geometry.kernel), device=q.device)
-
-
-@functools.cache
-def _device(device: torch.device) -> tuple[int, tuple[int, int]]:
-    """(multiprocessors, compute capability); of an H200 where there is no GPU."""
-    if device.type != "cuda":
-        return 132, (9, 0)
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, (properties.major, properties.minor)
-
-
-def _programs(device: torch.device, heads: int) -> int:
-    """Persistent programs a head, four a multiprocessor in all: every partial sum is bounded by their number."""
-    return max(1, 4 * _device(device)[0] // heads)
 
 
 def _fold(partial: Tensor, bias: Tensor, slices: int, cells: int, plan: _Plan) -> Tensor:

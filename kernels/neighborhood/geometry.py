@@ -2,12 +2,7 @@
 
 from typing import NamedTuple
 
-
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair):
-        raise TypeError(f"{name} must be an int or a pair of ints (rows, columns), got {value!r}")
-    return pair
+from .._arguments import pair
 
 
 class Geometry(NamedTuple):
@@ -38,7 +33,7 @@ def make_geometry(
 
     Raises TypeError for anything else and ValueError for a kernel or dilation below 1 or a stride outside 1..kernel.
     """
-    geometry = Geometry(_pair("kernel_size", kernel_size), _pair("dilation", dilation), _pair("stride", stride))
+    geometry = Geometry(pair("kernel_size", kernel_size), pair("dilation", dilation), pair("stride", stride))
     if min(geometry.kernel) < 1:
         raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
     if min(geometry.dilation) < 1:

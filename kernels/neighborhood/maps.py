@@ -45,19 +45,19 @@ def locate(t, height, width, dil_y, dil_x, TH: tl.constexpr, TW: tl.constexpr, P
 
 
 @triton.jit
-def place(i, j, g):
+def place(i, j, g, P: tl.constexpr):
     return g[0] + i * g[2], g[1] + j * g[3]
 
 
 @triton.jit
-def key_span(i0, j0, n_i, n_j, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
+def key_span(i0, j0, n_i, n_j, g, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
     i_hi = window_start(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2]) + P[0]
     j_hi = window_start(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3]) + P[1]
     return window_start(i0, n_i, P[0], P[2]), i_hi, window_start(j0, n_j, P[1], P[3]), j_hi
 
 
 @triton.jit
-def query_span(i0, j0, n_i, n_j, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
+def query_span(i0, j0, n_i, n_j, g, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
     i_hi = _last_reader(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2]) + 1
     j_hi = _last_reader(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3]) + 1
     return _first_reader(i0, n_i, P[0], P[2]), i_hi, _first_reader(j0, n_j, P[1], P[3]), j_hi
@@ -76,7 +76,7 @@ def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
 
 
 @triton.jit
-def table_offset(head, q_i, q_j, k_i, k_j, P: tl.constexpr):
+def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
     """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1]: key minus query."""
     W: tl.constexpr = 2 * P[1] - 1
     centre = head * (2 * P[0] - 1) * W + (P[0] - 1) * W + P[1] - 1

@@ -2,23 +2,29 @@
 
 import pytest
 
-from visionattn.benchmark.cases import CLASSIFIER, GROUPS, Case
+from visionattn.benchmark.cases import CLASSIFIER, GROUPS, SWIN, Case, WindowCase
 
 
 def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
-    assert GROUPS["all"][:6] == CLASSIFIER
-    assert len(GROUPS["all"]) == 13
+    assert GROUPS["neighborhood"]["all"][:6] == CLASSIFIER
+    assert len(GROUPS["neighborhood"]["all"]) == 13
+    assert GROUPS["window"]["all"][:5] == SWIN
 
 
-@pytest.mark.parametrize("case", [case for group in GROUPS.values() for case in group], ids=lambda case: case.name)
+NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
+
+
+@pytest.mark.parametrize("case", NEIGHBORHOODS, ids=lambda case: case.name)
 def test_every_neighborhood_fits_its_map(case):
     assert min(case.height, case.width) // case.dilation >= case.kernel
     assert 1 <= case.stride <= case.kernel
 
 
 def test_names_are_unique_and_say_dilation_and_stride():
-    names = [case.name for case in GROUPS["all"]]
-    assert len(set(names)) == len(names)
+    for groups in GROUPS.values():
+        names = [case.name for case in groups["all"]]
+        assert len(set(names)) == len(names)
+    assert WindowCase(1, 8, 8, 1, 8, 4, 2).name == "B1 8x8 h1 d8 w4 shift 2"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
 
 

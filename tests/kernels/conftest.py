@@ -1,4 +1,4 @@
-"""Neighborhood attention written twice more, as plainly as can be, and the rule that errors are judged by."""
+"""The ops written twice more, as plainly as can be, and the rule that errors are judged by."""
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visionattn.kernels import _dispatch
 from visionattn.kernels.neighborhood.geometry import Geometry
+from visionattn.kernels.window.geometry import Geometry as Windows
 
 
 def window(n: int, i: int, k: int, d: int, s: int) -> list[int]:
@@ -50,13 +51,66 @@ def attend_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry
         axes.append((mask.to(q.device), relative.to(q.device)))
     (mask_y, relative_y), (mask_x, relative_x) = axes
     seen = (mask_y[:, None, :, None] & mask_x[None, :, None, :]).flatten(2).flatten(0, 1)
-    logits = (q * scale).flatten(1, 2).transpose(1, 2) @ k.flatten(1, 2).permute(0, 2, 3, 1)
+    added = None
     if bias is not None:
-        table = bias.to(q.dtype)[:, relative_y[:, None, :, None], relative_x[None, :, None, :]]
-        logits = logits + table.flatten(3).flatten(1, 2)
+        added = bias.to(q.dtype)[:, relative_y[:, None, :, None], relative_x[None, :, None, :]]
+        added = added.flatten(3).flatten(1, 2)
+    return attend_under_mask(q, k, v, added, seen, scale)
+
+
+def attend_under_mask(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, seen: Tensor, scale: float) -> Tensor:
+    """`seen` [H * W, H * W]: which pairs attend; `added` [heads, H * W, H * W]: to their logits."""
+    logits = (q * scale).flatten(1, 2).transpose(1, 2) @ k.flatten(1, 2).permute(0, 2, 3, 1)
+    if added is not None:
+        logits = logits + added
     weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
     out = weights @ v.flatten(1, 2).transpose(1, 2)
-    return out.transpose(1, 2).unflatten(1, (height, width))
+    return out.transpose(1, 2).unflatten(1, k.shape[1:3])
+
+
+def members(n: int, i: int, window: int, shift: int, grid: bool) -> dict[int, int]:
+    """The positions of `n` in the window of position `i` along an axis, and which of the window's each one is."""
+    if grid:
+        distance = -(-n // window)
+        return {j: j // distance for j in range(i % distance, n, distance)}
+    start = shift + (i - shift) // window * window
+    return {j: j - start for j in range(start, start + window) if 0 <= j < n}
+
+
+def windows_by_loop(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Windows, scale: float) -> Tensor:
+    """One position after another; `q` may be one window for all."""
+    _, height, width, _, _ = k.shape
+    (window_h, window_w), (shift_y, shift_x), grid = geometry
+    out = torch.empty(v.shape, dtype=q.dtype)
+    for y in range(height):
+        rows = members(height, y, window_h, shift_y, grid)
+        for x in range(width):
+            columns = members(width, x, window_w, shift_x, grid)
+            query = q[:, y, x] if q.shape == k.shape else q[:, rows[y], columns[x]]
+            keys, values = (z[:, list(rows)][:, :, list(columns)] for z in (k, v))
+            logits = torch.einsum("bhd,byxhd->bhyx", query, keys) * scale
+            if bias is not None:
+                own = rows[y] * window_w + columns[x]
+                theirs = [i * window_w + j for i in rows.values() for j in columns.values()]
+                logits = logits + bias[:, own, theirs].unflatten(1, (len(rows), len(columns)))
+            weights = logits.flatten(2).softmax(-1).view_as(logits)
+            out[:, y, x] = torch.einsum("bhyx,byxhd->bhd", weights, values)
+    return out
+
+
+def windows_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Windows, scale: float) -> Tensor:
+    """Every query against the whole map under a mask, in q's dtype throughout: what eager PyTorch gives."""
+    masks, places = [], []
+    for n, window_, shift in zip(k.shape[1:3], geometry.window, geometry.shift, strict=True):
+        found = [members(n, i, window_, shift, geometry.grid) for i in range(n)]
+        masks.append(torch.tensor([[j in seen for j in range(n)] for seen in found], device=q.device))
+        places.append(torch.tensor([seen[i] for i, seen in enumerate(found)], device=q.device))
+    seen = (masks[0][:, None, :, None] & masks[1][None, :, None, :]).flatten(2).flatten(0, 1)
+    place = (places[0][:, None] * geometry.window[1] + places[1][None, :]).flatten()
+    if q.shape != k.shape:
+        q = q[:, places[0]][:, :, places[1]]
+    added = None if bias is None else bias.to(q.dtype)[:, place[:, None], place[None, :]]
+    return attend_under_mask(q, k, v, added, seen, scale)
 
 
 def run(function: Callable, tensors: dict[str, Tensor | None], grad: Tensor | None) -> dict[str, Tensor]:
@@ -134,8 +188,8 @@ def fused(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     reason = interpreter_cannot()
     if reason:
         pytest.skip(reason)
-    from visionattn.kernels.neighborhood import fused as module
-    monkeypatch.setattr(module, "_programs", lambda device, heads: 2)  # each of a GPU's hundreds takes its time here
+    from visionattn.kernels import _host as module
+    monkeypatch.setattr(module, "programs", lambda device, heads: 2)  # each of a GPU's hundreds takes its time here
     with _dispatch.interpreted():
         yield device
 
@@ -154,6 +208,36 @@ def by_loop() -> Callable:
 @pytest.fixture
 def to_all() -> Callable:
     return attend_to_all
+
+
+@pytest.fixture
+def windows_loop() -> Callable:
+    return windows_by_loop
+
+
+@pytest.fixture
+def windows_all() -> Callable:
+    return windows_to_all
+
+
+@pytest.fixture
+def windows_drawn() -> Callable:
+    """draw(batch, height, width, heads, d, dv, geometry, device, bias, shared): float64 tensors as `drawn` gives them.
+
+    `shared`: q is one window of queries.
+    """
+
+    def draw_windows(batch: int, height: int, width: int, heads: int, d: int, dv: int, geometry: Windows,
+                     device: str, bias: bool = True, shared: bool = False) -> dict[str, Tensor]:
+        tensors = draw(batch, height, width, heads, d, dv, None, device)
+        if shared:
+            tensors["q"] = torch.randn(batch, *geometry.window, heads, d).bfloat16().to(tensors["q"])
+        if bias:
+            n = geometry.positions
+            tensors["bias"] = torch.randn(heads, n, n).bfloat16().to(tensors["q"])
+        return tensors
+
+    return draw_windows
 
 
 @pytest.fixture

@@ -40,6 +40,16 @@ def test_explain_where_the_kernels_run(fused):
     assert double.runs == "reference" and "float64" in str(double)
 
 
+def test_explain_of_windows_where_the_kernels_run(fused):
+    q, k, v = _qkv(fused)
+    kv = torch.stack((k, v), 3)
+    assert explain("window_attention", q, k, v, 3, shift=1).runs == "fused (triton)"
+    assert explain("window_attention_packed", torch.stack((q, k, v), 3), 2, partition="grid").runs == "fused (triton)"
+    assert explain("window_attention_packed_kv", q[:, :3, :3], kv, 3).runs == "fused (triton)"
+    double = explain("window_attention", *_qkv(fused, torch.float64), 3)
+    assert double.runs == "reference" and "float64" in str(double)
+
+
 def test_explain_refuses_an_unknown_op():
     with pytest.raises(ValueError, match="op must be one of .*neighborhood_attention_packed.*, got 'attention'"):
         explain("attention")

@@ -12,18 +12,27 @@ SPILLS = 256            # bytes of stack a thread, a quarter of its registers; m
 PROGRAM = """
 import json, sys, torch
 from visionattn.kernels._launch import compile_only
-from visionattn.kernels.neighborhood import fused
-from visionattn.kernels.neighborhood.geometry import make_geometry
 
 found = []
-for capability, d, dtype, kernel, size, bias in json.loads(sys.argv[1]):
-    q, k, v, dq, dk, dv, grad = (torch.empty(1, size, size, 2, d, dtype=getattr(torch, dtype)) for _ in range(7))
-    table = torch.zeros(2, 2 * kernel - 1, 2 * kernel - 1) if bias else None
-    geometry = make_geometry(kernel)
+for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
+    def empty(side=size):
+        return torch.empty(1, side, side, 2, d, dtype=getattr(torch, dtype))
+    q, k, v, dq, dk, dv, grad = (empty() for _ in range(7))
+    if op == "neighborhood":
+        from visionattn.kernels.neighborhood import fused, geometry
+        side, = more
+        geometry, table = geometry.make_geometry(side), torch.zeros(2, 2 * side - 1, 2 * side - 1)
+    else:
+        from visionattn.kernels.window import fused, geometry
+        side, shift, partition, shared = more
+        geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, side**2, side**2)
+        if shared:
+            q, dq = empty(side), empty(side)
+    table = table if bias else None
     with compile_only(capability) as compiled:
         out, lse = fused.forward(q, k, v, table, geometry, 1.0)
         fused.backward(grad, q, k, v, table, out, lse, geometry, 1.0, dq, dk, dv, bias)
-    found += [[capability, d, dtype, kernel, size, c.name, c.shared, c.spills] for c in compiled]
+    found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
 print(json.dumps(found))
 """
 
@@ -35,22 +44,32 @@ def _compile(cases: list[tuple]) -> None:
                           env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout)
-    assert len({(case[0], case[5]) for case in found}) >= 2 * len({case[0] for case in cases})
+    assert len({(case[0], case[6]) for case in found}) >= 2 * len({case[0] for case in cases})
     for capability, *case, shared, spills in found:
         assert shared <= SHARED[capability] * 1024, (capability, case, shared)
         if case[1] != "float32" and case[0] <= 128:     # float32 and 256 are for completeness: no tile would hold them
             assert spills is None or spills <= SPILLS, (capability, case, f"{spills} bytes of stack a thread")
 
 
+def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...]) -> list[tuple]:
+    """What an op may be compiled for: its closed and its open kernels."""
+    more = {"neighborhood": [(14, 7), (7, 7), (32, 13)],
+            "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
+                       (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
+                       (8, 4, 2, "block", False)]}[op]
+    return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
+
+
+@pytest.mark.parametrize("op", ["neighborhood", "window"])
 @pytest.mark.parametrize("capability", SHARED)
-def test_the_models_kernels_fit(capability):
-    _compile([(capability, 32, "bfloat16", 7, 14, True), (capability, 32, "bfloat16", 7, 7, True)])
+def test_the_models_kernels_fit(capability, op):
+    _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("op", ["neighborhood", "window"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)
-def test_every_kernel_fits(capability, d, dtype):
-    _compile([(capability, d, dtype, kernel, size, bias)
-              for kernel, size in ((7, 14), (7, 7), (13, 32)) for bias in (False, True)])
+def test_every_kernel_fits(capability, d, dtype, op):
+    _compile(_cases(op, capability, d, dtype, (False, True)))

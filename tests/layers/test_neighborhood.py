@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import visionattn.layers.neighborhood as module_under_test
-from visionattn.layers import NeighborhoodAttention
+from visionattn.layers import NeighborhoodAttention, attn_drop
 from visionattn.layers.neighborhood import clamp_neighborhood
 
 
@@ -87,7 +86,7 @@ def test_attention_dropout_drops_in_training_only_and_keeps_the_mean():
 
 
 def test_attention_dropout_warns_once(monkeypatch):
-    monkeypatch.setattr(module_under_test, "_warned_attn_drop", False)
+    monkeypatch.setattr(attn_drop, "_warned", False)
     with pytest.warns(UserWarning, match="attn_drop=0.1"):
         NeighborhoodAttention(32, 1, attn_drop=0.1)
     with warnings.catch_warnings():

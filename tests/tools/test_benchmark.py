@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY
+from visionattn.benchmark.cases import TINY, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +26,14 @@ def kernels_csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("kernels") / "cpu_kernels.csv"
     argv = ["kernels", "--op", "neighborhood", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1"]
     assert main([*argv, "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def window_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("window") / "cpu_window.csv"
+    argv = ["kernels", "--op", "window", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1"]
+    assert main([*argv, "--no-compiled", "--out", str(path)]) == 0
     return path
 
 
@@ -53,6 +61,21 @@ def test_kernels_csv_has_every_column_and_every_measurement(kernels_csv):
             assert not row["p50_ms"] and "GPU" in row["note"]
         else:
             assert float(row["p50_ms"]) > 0 and not row["note"], row
+
+
+def test_window_csv_has_every_measurement_and_timms_path_gives_the_same(window_csv):
+    rows = lines(window_csv)
+    assert tuple(rows[0]) == records.WINDOW_COLUMNS
+    found = {(row["height"], row["shift"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.height), str(case.shift), i, p)
+        for case in TINY_WINDOWS
+        for i in ("floor", "ours", "ours plain", "timm")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] == "timm"}
+    assert notes == {"from timm: output 0.00%, gradients 0.00%"}
 
 
 def test_a_second_run_replaces_its_lines(kernels_csv, capsys):
@@ -91,17 +114,22 @@ def test_models_csv_has_training_and_inference_of_ours_and_timms(models_csv):
     assert all(float(row["images_per_s"]) > 0 and float(row["parameters_m"]) > 1 and not row["note"] for row in rows)
 
 
-def test_plot_draws_a_picture_of_each_kind(kernels_csv, models_csv, tmp_path):
-    assert main(["plot", str(kernels_csv), str(models_csv), "--out-dir", str(tmp_path / "figures")]) == 0
-    for name in ("cpu_kernels.png", "cpu_models.png"):
+def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, models_csv, tmp_path):
+    files = [str(path) for path in (kernels_csv, window_csv, models_csv)]
+    assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
+    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_models.png"):
         data = (tmp_path / "figures" / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
-    assert len(list((tmp_path / "figures").iterdir())) == 2
+    assert len(list((tmp_path / "figures").iterdir())) == 3
 
 
 BAD = {
     "no command": ([], "kernels|models|plot"),
-    "unknown op": (["kernels", "--op", "window"], "neighborhood"),
+    "unknown op": (["kernels", "--op", "convolution"], "neighborhood"),
+    "rows of another op": (
+        ["kernels", "--op", "window", "--rows", "gna", "--device", "cpu"],
+        "--rows must be one of all, classifier, tiny for --op window, got gna",
+    ),
     "unknown rows": (["kernels", "--rows", "most"], "tiny"),
     "negative budget": (["kernels", "--time-budget", "-1"], "must be a positive number, got '-1'"),
     "no models": (["models"], "--models"),

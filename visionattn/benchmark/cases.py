@@ -1,12 +1,14 @@
 """The shapes that are measured."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class Case:
     """One neighborhood attention problem: ``[batch, height, width, heads, dim]`` inputs and a square neighborhood."""
 
+    op: ClassVar[str] = "neighborhood"
     batch: int
     height: int
     width: int
@@ -29,17 +31,66 @@ class Case:
     def shape(self) -> tuple[int, int, int, int, int]:
         return self.batch, self.height, self.width, self.heads, self.dim
 
-    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
-        """The least time the hardware could take: the larger of the bytes and the products that cannot be avoided.
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
 
-        Forward reads q, k, v and writes the output once (4 maps) and needs two products; backward reads q, k, v, the
-        output and its gradient, writes three gradients (8 maps) and needs five products.
-        """
-        batch, height, width, heads, dim = self.shape
-        maps, products = (12, 7) if backward else (4, 2)
-        elements = batch * height * width * heads * dim
-        window = min(self.kernel, height) * min(self.kernel, width)
-        return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * window / flops_per_ms)
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take."""
+        window = min(self.kernel, self.height) * min(self.kernel, self.width)
+        return _floor_ms(self.shape, window, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
+@dataclass(frozen=True)
+class WindowCase:
+    """One window attention problem: ``[batch, height, width, heads, dim]`` inputs, square windows and their shift."""
+
+    op: ClassVar[str] = "window"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+    window: int
+    shift: int = 0
+
+    @property
+    def name(self) -> str:
+        shift = f" shift {self.shift}" if self.shift else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} w{self.window}{shift}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take; every window counts as a whole one."""
+        return _floor_ms(self.shape, self.window**2, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
+def _floor_ms(
+    shape: tuple[int, int, int, int, int],
+    keys: int,
+    element_bytes: int,
+    bytes_per_ms: float,
+    flops_per_ms: float,
+    backward: bool,
+) -> float:
+    """The larger of the times of the bytes and of the products that cannot be avoided, with ``keys`` a query.
+
+    Forward reads q, k, v and writes the output once (4 maps) and needs two products; backward reads q, k, v, the
+    output and its gradient, writes three gradients (8 maps) and needs five products.
+    """
+    batch, height, width, heads, dim = shape
+    maps, products = (12, 7) if backward else (4, 2)
+    elements = batch * height * width * heads * dim
+    return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * keys / flops_per_ms)
 
 
 # The stages of a NAT/DiNAT-like classifier at 224x224 and batch 128.
@@ -67,7 +118,18 @@ TINY = (
     Case(1, 12, 12, 2, 8, 4, stride=2),
 )
 
-GROUPS: dict[str, tuple[Case, ...]] = {
+# The stages of Swin-T at 224x224 and batch 128, and a large map.
+SWIN = (
+    WindowCase(128, 56, 56, 3, 32, 7),
+    WindowCase(128, 56, 56, 3, 32, 7, 3),
+    WindowCase(128, 28, 28, 6, 32, 7, 3),
+    WindowCase(128, 14, 14, 12, 32, 7, 3),
+    WindowCase(128, 7, 7, 24, 32, 7),
+)
+LARGE = (WindowCase(8, 224, 224, 4, 32, 8, 4),)
+TINY_WINDOWS = (WindowCase(2, 7, 7, 2, 8, 7), WindowCase(1, 8, 12, 2, 16, 4, 2))
+
+NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
     "classifier": CLASSIFIER,
     "detection": DETECTION,
@@ -75,3 +137,9 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "gna": tuple(case for case in WIDE if case.stride > 1),
     "tiny": TINY,
 }
+WINDOW_GROUPS: dict[str, tuple[WindowCase, ...]] = {
+    "all": SWIN + LARGE,
+    "classifier": SWIN,
+    "tiny": TINY_WINDOWS,
+}
+GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS}

@@ -34,14 +34,18 @@ def _positive(kind: type):
 def _parser() -> argparse.ArgumentParser:
     from .cases import GROUPS
 
+    rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
     parser = _Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
     commands = parser.add_subparsers(dest="command", required=True, metavar="kernels|models|plot", parser_class=_Parser)
 
-    kernels = commands.add_parser("kernels", help="the kernels beside NATTEN, SDPA and the hardware's floor")
+    kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
     kernels.add_argument(
-        "--op", choices=("neighborhood",), default="neighborhood", help="which op (default: %(default)s)"
+        "--op",
+        choices=tuple(GROUPS),
+        default="neighborhood",
+        help="which op: neighborhood beside NATTEN and SDPA, window beside timm's path (default: %(default)s)",
     )
-    kernels.add_argument("--rows", choices=tuple(GROUPS), default="all", help="which shapes (default: %(default)s)")
+    kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
         "--time-budget",
         type=_positive(float),
@@ -59,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--no-graphs", dest="graphs", action="store_false", help="skip the times under a CUDA graph")
     kernels.add_argument(
         "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
+    )
+    kernels.add_argument(
+        "--no-compiled", dest="compiled", action="store_false", help="window: skip the peer under torch.compile"
     )
 
     kernels.add_argument(
@@ -134,30 +141,28 @@ def _kernels(args: argparse.Namespace) -> None:
     import torch
 
     device = _device(args.device)
-    from . import neighborhood, records, summary
+    from . import records, summary
     from .cases import GROUPS
 
-    path = args.out or records.default_path(device, "kernels")
-    kept = records.Records(path, records.KERNEL_COLUMNS, records.KERNEL_KEY)
+    if args.rows not in GROUPS[args.op]:
+        raise UserError(f"--rows must be one of {', '.join(GROUPS[args.op])} for --op {args.op}, got {args.rows}")
+    cases, dtype = GROUPS[args.op][args.rows], getattr(torch, args.dtype)
+    path = args.out or records.default_path(device, "kernels" if args.op == "neighborhood" else args.op)
+    kept = records.Records(path, *records.KERNEL_RECORDS[args.op])
     kept.write()  # a file that cannot be written is better known before the measuring
-    cases = GROUPS[args.rows]
     origin = records.origin(device, args.revision)
-    neighborhood.run(
-        cases,
-        kept,
-        device,
-        getattr(torch, args.dtype),
-        origin,
-        args.time_budget,
-        args.rep,
-        args.graphs,
-        args.first_calls,
-        args.prepare,
-        _say,
-    )
-    table = summary.by_case(kept.rows.values(), dtype=args.dtype)
+    common = (cases, kept, device, dtype, origin, args.time_budget, args.rep, args.graphs)
+    if args.op == "window":
+        from . import window
+
+        window.run(*common, args.compiled, _say)
+    else:
+        from . import neighborhood
+
+        neighborhood.run(*common, args.first_calls, args.prepare, _say)
+    table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}
-    _say("\n".join(["", summary.render(table), *summary.speedups(table), f"written: {path}"]))
+    _say("\n".join(["", summary.render(table, args.op), *summary.speedups(table, args.op), f"written: {path}"]))
 
 
 def _models(args: argparse.Namespace) -> None:

@@ -12,12 +12,9 @@ from visionattn.kernels.neighborhood import neighborhood_attention, neighborhood
 
 from . import first_call, natten_peer
 from .cases import Case
-from .records import KERNEL_KEY, Records
-from .timing import Rates, measure, measure_graph, measure_rates, peak_mib
-
-PASSES = ("forward", "forward_backward")
-# Below this time the CPU's launches may be what is measured, so the figure without them is reported too.
-GRAPH_BELOW_MS = 1.0
+from .measurement import PASSES, Measurement, difference, passes
+from .records import Records
+from .timing import Rates, measure_rates
 
 
 class Inputs:
@@ -36,59 +33,6 @@ class Inputs:
         self.grad = draw(*case.shape)
 
 
-class Measurement:
-    """Measures calls on one case and adds them to the records."""
-
-    def __init__(
-        self,
-        records: Records,
-        case: Case,
-        device: torch.device,
-        dtype: torch.dtype,
-        rep_ms: float,
-        graphs: bool,
-        origin: dict[str, str],
-    ):
-        self.records, self.device, self.rep_ms, self.graphs = records, device, rep_ms, graphs and device.type == "cuda"
-        self.fixed = dict(
-            op="neighborhood",
-            dtype=str(dtype).removeprefix("torch."),
-            batch=case.batch,
-            height=case.height,
-            width=case.width,
-            heads=case.heads,
-            dim=case.dim,
-            kernel=case.kernel,
-            dilation=case.dilation,
-            stride=case.stride,
-            **origin,
-        )
-
-    def add(self, implementation: str, name: str, **values: object) -> None:
-        self.records.add(**self.fixed, implementation=implementation, **{"pass": name}, **values)
-
-    def call(self, implementation: str, name: str, fn: Callable[[], object], timing=None, **values: object) -> None:
-        """Times ``fn`` (unless ``timing`` is given) and adds it; an error becomes the line's note, without a figure."""
-        try:
-            timing = timing or measure(fn, self.device, self.rep_ms)
-            graph = measure_graph(fn, self.rep_ms / 2) if self.graphs and timing.p50 < GRAPH_BELOW_MS else None
-            memory = peak_mib(fn, self.device)
-        except Exception as error:  # the other measurements of a long run must not be lost
-            message = str(error).strip().splitlines()
-            self.add(implementation, name, note=f"{type(error).__name__}: {message[0][:120] if message else ''}")
-            return
-        values = dict(p20_ms=timing.p20, p50_ms=timing.p50, p80_ms=timing.p80, peak_mib=memory) | values
-        self.add(implementation, name, graph_p50_ms=graph.p50 if graph else None, **values)
-
-
-def _both(fn: Callable[[], Tensor], inputs: Sequence[Tensor], grad: Tensor) -> dict[str, Callable[[], object]]:
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return fn()
-
-    return dict(forward=forward, forward_backward=lambda: torch.autograd.grad(fn(), inputs, grad))
-
-
 def ours(case: Case, x: Inputs) -> dict[str, dict[str, Callable[[], object]]]:
     """Every form of our op: separate and packed inputs, each without and with the relative table."""
     args = (case.kernel, case.dilation, case.stride)
@@ -99,7 +43,7 @@ def ours(case: Case, x: Inputs) -> dict[str, dict[str, Callable[[], object]]]:
         "ours bias": (lambda: neighborhood_attention(q, k, v, *args, bias=x.bias), [*x.separate, x.bias]),
         "ours packed bias": (lambda: neighborhood_attention_packed(x.packed, *args, bias=x.bias), [x.packed, x.bias]),
     }
-    return {name: _both(fn, inputs, x.grad) for name, (fn, inputs) in forms.items()}
+    return {name: passes(fn, inputs, x.grad) for name, (fn, inputs) in forms.items()}
 
 
 def sdpa(x: Inputs) -> dict[str, Callable[[], object]]:
@@ -110,11 +54,7 @@ def sdpa(x: Inputs) -> dict[str, Callable[[], object]]:
     def run() -> Tensor:
         return F.scaled_dot_product_attention(*(z.flatten(1, 2).transpose(1, 2) for z in (q, k, v)))
 
-    return _both(run, x.separate, grad)
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    return (torch.linalg.vector_norm(a.float() - b.float()) / torch.linalg.vector_norm(b.float())).item()
+    return passes(run, x.separate, grad)
 
 
 def agreement(case: Case, x: Inputs, peer: natten_peer.Natten, config: natten_peer.Config) -> str:
@@ -122,8 +62,8 @@ def agreement(case: Case, x: Inputs, peer: natten_peer.Natten, config: natten_pe
     mine = neighborhood_attention(*x.separate, case.kernel, case.dilation, case.stride)
     theirs = peer.output(config)
     gradients = (torch.autograd.grad(out, x.separate, x.grad) for out in (mine, theirs))
-    worst = max(_difference(a, b) for a, b in zip(*gradients))
-    return f"from NATTEN: output {_difference(mine.detach(), theirs.detach()):.2%}, gradients {worst:.2%}"
+    worst = max(difference(a, b) for a, b in zip(*gradients))
+    return f"from NATTEN: output {difference(mine.detach(), theirs.detach()):.2%}, gradients {worst:.2%}"
 
 
 def measure_case(
@@ -131,12 +71,10 @@ def measure_case(
 ) -> None:
     """Adds every line of one case; ``natten_s`` bounds the search through NATTEN's configurations."""
     x = Inputs(case, device, dtype)
-    for name in PASSES:
-        floor = case.floor_ms(x.packed.element_size(), *rates, backward=name == "forward_backward")
-        m.add("floor", name, p50_ms=floor, config=str(rates))
-    for implementation, passes in ours(case, x).items():
+    m.floor(case, x.packed.element_size(), rates)
+    for implementation, calls in ours(case, x).items():
         for name in PASSES:
-            m.call(implementation, name, passes[name])
+            m.call(implementation, name, calls[name])
     for name, fn in sdpa(x).items():
         m.call("sdpa", name, fn)
 
@@ -198,7 +136,7 @@ def run(
         records.write()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        say(f"{index + 1}/{len(cases)} {case.name}: {_line(records, m)} [{time.monotonic() - start:.0f} s]")
+        say(f"{index + 1}/{len(cases)} {case.name}: {m.line()} [{time.monotonic() - start:.0f} s]")
     if first_calls and device.type == "cuda":
         case = cases[0]
         m = Measurement(records, case, device, dtype, rep_ms, graphs, origin)
@@ -215,13 +153,3 @@ def run(
                 )
                 say(f"{label}: {f'{seconds.first:.2f} s' if known else 'failed'} ({seconds.note})")
         records.write()
-
-
-def _line(records: Records, m: Measurement) -> str:
-    """The medians of one case, forward / forward+backward in ms, for the progress line."""
-    wanted = {key: str(m.fixed[key]) for key in KERNEL_KEY if key in m.fixed}
-    found: dict[str, list[str]] = {}
-    for row in records.rows.values():
-        if row["pass"] in PASSES and all(row[key] == value for key, value in wanted.items()):
-            found.setdefault(row["implementation"], []).append(row["p50_ms"] or "-")
-    return ", ".join(f"{name} {'/'.join(values)}" for name, values in found.items())

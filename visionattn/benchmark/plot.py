@@ -16,6 +16,8 @@ STYLES = {
     "ours bias": ("#56b4e9", "visionattn, relative bias"),
     "natten": ("#d55e00", "NATTEN, best configuration"),
     "sdpa": ("#999933", "SDPA over the whole map"),
+    "timm": ("#d55e00", "timm's path"),
+    "timm compiled": ("#999933", "timm's path, compiled"),
 }
 
 
@@ -28,7 +30,8 @@ def _figure(width: float, height: float, columns: int):
 
 def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     """A panel a pass, a group of bars a case: median milliseconds on a logarithmic axis."""
-    table = summary.by_case(rows)
+    op = rows[0]["op"]
+    table = summary.by_case(rows, op)
     shown = [i for i in STYLES if any(summary.median_ms(cells, i, "forward") for cells in table.values())]
     if not shown:
         raise UserError(f"nothing to draw for {target}: no line has a time")
@@ -55,7 +58,7 @@ def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), frameon=False)
     one = rows[0]
-    figure.suptitle(f"Neighborhood attention, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
+    figure.suptitle(f"{op.capitalize()} attention, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
     _save(figure, target)
 
 
@@ -113,7 +116,8 @@ def draw(path: Path, folder: Path) -> Path:
     if not rows:
         raise UserError(f"{path} holds no results")
     target = folder / f"{path.stem}.png"
-    kinds = {records.KERNEL_COLUMNS: draw_kernels, records.MODEL_COLUMNS: draw_models}
+    kinds = {columns: draw_kernels for columns, _ in records.KERNEL_RECORDS.values()}
+    kinds[records.MODEL_COLUMNS] = draw_models
     kind = kinds.get(tuple(rows[0]))
     if kind is None:
         raise UserError(f"{path} is not a result of benchmark kernels or models: its columns are {list(rows[0])}")

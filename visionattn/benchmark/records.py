@@ -17,21 +17,14 @@ from visionattn.training.errors import UserError
 # What was measured, where, and with what: the same for every kind of record.
 ORIGIN = ("gpu", "torch", "triton", "natten", "timm", "visionattn", "revision")
 
-KERNEL_KEY = (
-    "op",
-    "dtype",
-    "batch",
-    "height",
-    "width",
-    "heads",
-    "dim",
-    "kernel",
-    "dilation",
-    "stride",
-    "implementation",
-    "pass",
-)
-KERNEL_COLUMNS = (*KERNEL_KEY, "p20_ms", "p50_ms", "p80_ms", "graph_p50_ms", "peak_mib", "config", "note", *ORIGIN)
+_MAP = ("op", "dtype", "batch", "height", "width", "heads", "dim")
+_TIMES = ("p20_ms", "p50_ms", "p80_ms", "graph_p50_ms", "peak_mib", "config", "note", *ORIGIN)
+KERNEL_KEY = (*_MAP, "kernel", "dilation", "stride", "implementation", "pass")
+KERNEL_COLUMNS = (*KERNEL_KEY, *_TIMES)
+
+WINDOW_KEY = (*_MAP, "window", "shift", "implementation", "pass")
+WINDOW_COLUMNS = (*WINDOW_KEY, *_TIMES)
+KERNEL_RECORDS = {"neighborhood": (KERNEL_COLUMNS, KERNEL_KEY), "window": (WINDOW_COLUMNS, WINDOW_KEY)}
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")
 MODEL_COLUMNS = (

@@ -1,25 +1,55 @@
-"""What the kernel results amount to: a compact table, and speed-ups over NATTEN in a line."""
+"""What the kernel results amount to: a compact table, and speed-ups over the op's peer in a line."""
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import NamedTuple
 
-from .cases import CLASSIFIER, GROUPS, Case
+from .cases import CLASSIFIER, GROUPS, SWIN, Case, WindowCase
 
 PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
-IMPLEMENTATIONS = ("floor", "ours", "ours packed", "ours bias", "ours packed bias", "natten", "sdpa")
 
-Table = dict[Case, dict[tuple[str, str], Mapping[str, str]]]
+
+class Op(NamedTuple):
+    """How an op's results are read."""
+
+    case: type[Case] | type[WindowCase]
+    implementations: tuple[str, ...]  # in the table's order
+    mine: tuple[str, ...]  # those of ours that are set against the peers
+    peers: dict[str, str]  # what they are called in a sentence; the first one also gets a column
+    head: tuple[Case, ...] | tuple[WindowCase, ...]  # the rows of the geometric mean
+
+
+OPS = {
+    "neighborhood": Op(
+        Case,
+        ("floor", "ours", "ours packed", "ours bias", "ours packed bias", "natten", "sdpa"),
+        ("ours", "ours packed"),
+        {"natten": "NATTEN's best"},
+        CLASSIFIER,
+    ),
+    "window": Op(
+        WindowCase,
+        ("floor", "ours", "ours plain", "timm", "timm compiled"),
+        ("ours",),
+        {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"},
+        SWIN,
+    ),
+}
+
+Table = dict[Case | WindowCase, dict[tuple[str, str], Mapping[str, str]]]
 
 
 def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: str | None = None) -> Table:
     """The lines of one op (and dtype), by case in the order of ``cases``, and then by (implementation, pass)."""
     table: Table = {}
+    case = OPS[op].case
     for row in rows:
         if row["op"] == op and dtype in (None, row["dtype"]):
-            numbers = (row[key] for key in ("batch", "height", "width", "heads", "dim", "kernel", "dilation", "stride"))
-            table.setdefault(Case(*map(int, numbers)), {})[row["implementation"], row["pass"]] = row
-    known = [case for case in GROUPS["all"] if case in table]
-    return {case: table[case] for case in dict.fromkeys([*known, *table])}
+            numbers = {field.name: int(row[field.name]) for field in fields(case)}
+            table.setdefault(case(**numbers), {})[row["implementation"], row["pass"]] = row
+    known = [row for row in GROUPS[op]["all"] if row in table]
+    return {row: table[row] for row in dict.fromkeys([*known, *table])}
 
 
 def median_ms(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str) -> float | None:
@@ -28,41 +58,49 @@ def median_ms(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation
     return float(text) if text else None
 
 
-def render(table: Table) -> str:
+def render(table: Table, op: str = "neighborhood") -> str:
     """Median milliseconds, forward / forward+backward, a row a case and a column an implementation."""
-    shown = [i for i in IMPLEMENTATIONS if any((i, p) in cells for cells in table.values() for p in PASS_NAMES)]
-    lines = [["ms, fwd / fwd+bwd", *shown, "natten / ours"]]
+    peer = next(iter(OPS[op].peers))
+    implementations = OPS[op].implementations
+    shown = [i for i in implementations if any((i, p) in cells for cells in table.values() for p in PASS_NAMES)]
+    lines = [["ms, fwd / fwd+bwd", *shown, f"{peer} / ours"]]
     for case, cells in table.items():
         pairs = {i: [median_ms(cells, i, p) for p in PASS_NAMES] for i in shown}
         line = [case.name]
         line += [" / ".join("-" if ms is None else f"{ms:.3g}" for ms in pair) for pair in pairs.values()]
-        ratios = [ratio(cells, "ours", p) for p in PASS_NAMES]
+        ratios = [ratio(cells, "ours", p, peer) for p in PASS_NAMES]
         line.append(" / ".join("-" if r is None else f"{r:.2f}x" for r in ratios))
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def ratio(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str) -> float | None:
-    """How many times as long NATTEN takes; None unless both were measured."""
-    mine, theirs = median_ms(cells, implementation, name), median_ms(cells, "natten", name)
+def ratio(
+    cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str, peer: str = "natten"
+) -> float | None:
+    """How many times as long the peer takes; None unless both were measured."""
+    mine, theirs = median_ms(cells, implementation, name), median_ms(cells, peer, name)
     return theirs / mine if mine and theirs else None
 
 
-def speedups(table: Table) -> list[str]:
-    """One line a pass and input form: the geometric mean over the classifier's rows, and the slowest row of all."""
+def speedups(table: Table, op: str = "neighborhood") -> list[str]:
+    """One line a peer, pass and input form: the geometric mean over the op's head rows, and the slowest row of all."""
     lines = []
-    for implementation in ("ours", "ours packed"):
-        for name, short in PASS_NAMES.items():
-            ratios = {case: r for case, cells in table.items() if (r := ratio(cells, implementation, name))}
-            if not ratios:
-                continue
-            head = [ratios[case] for case in CLASSIFIER if case in ratios]
-            slowest = min(ratios, key=lambda case: ratios[case])
-            mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x (least {min(head):.2f}x)" if head else "-"
-            lines.append(
-                f"{implementation}, {short}: {mean} as fast as NATTEN's best (geometric mean of {len(head)} of "
-                f"{len(CLASSIFIER)} B128 rows); "
-                f"slowest row {ratios[slowest]:.2f}x ({slowest.name})"
-            )
-    return lines or ["no speed-up over NATTEN: it was not measured"]
+    for peer, words in OPS[op].peers.items():
+        for implementation in OPS[op].mine:
+            for name, short in PASS_NAMES.items():
+                ratios = {case: r for case, cells in table.items() if (r := ratio(cells, implementation, name, peer))}
+                if not ratios:
+                    continue
+                head = [ratios[case] for case in OPS[op].head if case in ratios]
+                slowest = min(ratios, key=lambda case: ratios[case])
+                mean = "-"
+                if head:
+                    mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x (least {min(head):.2f}x)"
+                lines.append(
+                    f"{implementation}, {short}: {mean} as fast as {words} (geometric mean of {len(head)} of "
+                    f"{len(OPS[op].head)} B128 rows); "
+                    f"slowest row {ratios[slowest]:.2f}x ({slowest.name})"
+                )
+    first = next(iter(OPS[op].peers.values())).removesuffix("'s best")
+    return lines or [f"no speed-up over {first}: it was not measured"]

@@ -1,6 +1,7 @@
 """Token mixers and the small parts that the backbones share; the only callers of :mod:`visionattn.kernels`."""
 
-from visionattn.layers.embed import ConvDownsample, ConvStem
+from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
 from visionattn.layers.neighborhood import NeighborhoodAttention
+from visionattn.layers.window import WindowAttention
 
-__all__ = ["ConvDownsample", "ConvStem", "NeighborhoodAttention"]
+__all__ = ["ConvDownsample", "ConvStem", "NeighborhoodAttention", "PatchMerging", "PatchStem", "WindowAttention"]

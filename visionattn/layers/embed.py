@@ -1,6 +1,6 @@
-"""Overlapping convolutional stem and downsampler.
+"""Stems and downsamplers: overlapping convolutions (NAT's), and patches (Swin's).
 
-Both take and give the layout that a :class:`~visionattn.models.pyramid.Pyramid` passes at that place: the stem turns an
+They take and give the layout that a :class:`~visionattn.models.pyramid.Pyramid` passes at that place: the stem turns an
 image into an NCHW view of a channels-last map, the downsampler stays inside a stage and works on [B, H, W, C].
 """
 
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from visionattn.layers.padding import pad_to_multiple
 
 _CONV_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}
 
@@ -78,3 +80,65 @@ class ConvDownsample(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv(x.permute(0, 3, 1, 2))
         return self.norm(x.permute(0, 2, 3, 1))
+
+
+class PatchStem(nn.Module):
+    """A convolution of patches that do not overlap and a LayerNorm (Swin, arXiv 2103.14030).
+
+    Args:
+        in_chans: channels of the image.
+        dim: channels of the map.
+        stride: side of a patch, pixels of the image per token of the map.
+        norm_layer: normalisation over the last axis.
+
+    Shapes: image [B, in_chans, H, W] -> [B, dim, ceil(H / stride), ceil(W / stride)], channels-last in memory. Patches
+    that reach beyond the image are filled up with zeros at the bottom and right.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        stride: int = 4,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.proj = nn.Conv2d(in_chans, dim, stride, stride=stride, **dd)
+        self.norm = norm_layer(dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = pad_to_multiple(x.permute(0, 2, 3, 1), self.proj.stride).permute(0, 3, 1, 2)
+        x = self.proj(x.contiguous(memory_format=torch.channels_last))
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PatchMerging(nn.Module):
+    """Neighbours of a square side by side, a LayerNorm and a projection without bias (Swin, arXiv 2103.14030).
+
+    Shapes: [B, H, W, in_dim] -> [B, ceil(H / stride), ceil(W / stride), dim]; odd maps are filled up with zeros at the
+    bottom and right.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        stride: int = 2,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.stride = stride
+        self.norm = norm_layer(stride * stride * in_dim, **dd)
+        self.reduction = nn.Linear(stride * stride * in_dim, dim, bias=False, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = pad_to_multiple(x, (self.stride, self.stride))
+        x = x.unflatten(2, (-1, self.stride)).unflatten(1, (-1, self.stride))  # [B, H', s, W', s, in_dim]
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # the published order: down each column of the square
+        return self.reduction(self.norm(x))

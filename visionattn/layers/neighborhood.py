@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from timm.layers import register_notrace_module, to_2tuple, trunc_normal_
 from torch import nn
 
 from visionattn.kernels import neighborhood_attention_packed
-
-_warned_attn_drop = False
+from visionattn.layers.attn_drop import warn_attn_drop
 
 
 def clamp_neighborhood(size: int, kernel: int, dilation: int, stride: int) -> tuple[int, int, int]:
@@ -94,7 +91,7 @@ class NeighborhoodAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         if attn_drop > 0:
-            _warn_attn_drop(attn_drop)
+            warn_attn_drop(attn_drop)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -164,13 +161,3 @@ def _axis_windows(
     seen = start[:, None] + torch.arange(kernel, device=device)
     return seen * dilation + group[:, None], seen - number[:, None] + kernel - 1
 
-
-def _warn_attn_drop(rate: float) -> None:
-    global _warned_attn_drop
-    if not _warned_attn_drop:
-        _warned_attn_drop = True
-        warnings.warn(
-            f"attn_drop={rate}: no fused kernel drops attention probabilities, so training gathers every window in "
-            "plain PyTorch, which is slow and takes much memory. attn_drop=0 gives the fused kernels.",
-            stacklevel=3,
-        )

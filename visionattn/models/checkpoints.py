@@ -39,18 +39,23 @@ def _is_state_dict(x) -> bool:
 
 
 def resize_tables(state_dict: dict[str, torch.Tensor], model: nn.Module, suffix: str) -> None:
-    """Fits relative tables [heads, 2h - 1, 2w - 1] whose name ends in ``suffix`` to the model's window, in place.
+    """Fits relative tables whose name ends in ``suffix`` to the model's windows, in place.
 
+    Tables are [heads, 2h - 1, 2w - 1], or [(2h - 1) * (2w - 1), heads] of modules that have a ``window_size``.
     Displacements keep their meaning near the centre, where most weight lies (timm's geometric interpolation).
     """
     own = dict(model.named_parameters())
     for name, table in state_dict.items():
-        if not name.endswith(suffix) or name not in own or table.shape == own[name].shape or table.ndim != 3:
+        if not name.endswith(suffix) or name not in own or table.shape == own[name].shape:
             continue
         shape = own[name].shape
-        if table.shape[0] == shape[0]:
+        if table.ndim == 3 and table.shape[0] == shape[0]:
             window = tuple((n + 1) // 2 for n in shape[1:])
-            state_dict[name] = resize_rel_pos_bias_table(table, window, shape)
+        elif table.ndim == 2 and table.shape[1] == shape[1]:
+            window = model.get_submodule(name.rpartition(".")[0]).window_size
+        else:
+            continue
+        state_dict[name] = resize_rel_pos_bias_table(table, window, shape)
 
 
 def require_layout(

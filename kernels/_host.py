@@ -1,0 +1,69 @@
+"""The host's side of the tile engine, for every op on it: what can run, strides, constants, numbers of programs."""
+
+import functools
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED = triton.knobs.runtime.interpret
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def unsupported(q: Tensor, v: Tensor) -> str | None:
+    """Why the fused kernels cannot take these tensors, or None."""
+    if not q.is_cuda and not INTERPRETED:
+        return f"q is on {q.device}, the fused kernels need a CUDA device"
+    if q.dtype not in DTYPES:
+        return f"dtype {q.dtype} is not one of float16, bfloat16, float32"
+    if max(q.shape[-1], v.shape[-1]) > 256:
+        return f"head dimension {max(q.shape[-1], v.shape[-1])} is over 256"
+    if q.is_cuda and device(q.device)[1] < (8, 0):
+        return f"compute capability {device(q.device)[1]} is below (8, 0)"
+    return None
+
+
+def constants(d: int, dv: int, dtype: torch.dtype, bias: bool, align: int, allow_tf32: bool) -> dict:
+    """The constexpr arguments that all kernels take whatever their index maps."""
+    wide = dtype == torch.float32
+    return dict(
+        D=d, BD=padded(d), DV=dv, BDV=padded(dv), ALIGN=align, HAS_BIAS=bias,
+        PRECISION="tf32" if wide and allow_tf32 else "ieee", UPCAST=INTERPRETED and dtype == torch.bfloat16,
+        FTZ=not INTERPRETED, SPLIT=wide)  # fmt: skip
+
+
+def padded(n: int) -> int:
+    """A head dimension as the kernels hold it."""
+    return max(16, triton.next_power_of_2(n))
+
+
+def tf32() -> bool:
+    """Whether torch lets float32 products round their factors."""
+    return torch.backends.cuda.matmul.allow_tf32
+
+
+def contiguous_rows(t: Tensor) -> Tensor:
+    """`t`, copied where its last dimension is not contiguous."""
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+def strides(*tensors: Tensor) -> tuple[list[int], int]:
+    """(batch, row, column, head) strides of each tensor in units of ``align`` elements, and ``align``."""
+    flat = [s for t in tensors for s in t.stride()[:4]]
+    align = math.gcd(8, *flat)
+    return [s // align for s in flat], align
+
+
+@functools.cache
+def device(device: torch.device) -> tuple[int, tuple[int, int]]:
+    """(multiprocessors, compute capability); of an H200 where there is no GPU."""
+    if device.type != "cuda":
+        return 132, (9, 0)
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, (properties.major, properties.minor)
+
+
+def programs(where: torch.device, heads: int) -> int:
+    """Persistent programs a head, four a multiprocessor in all: every partial sum is bounded by their number."""
+    return max(1, 4 * device(where)[0] // heads)

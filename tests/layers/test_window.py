@@ -1,0 +1,138 @@
+"""The window attention layer: maps that windows do not divide, its table, its dropout, its errors."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from visionattn.layers import WindowAttention, attn_drop
+from visionattn.layers.relative_bias import lay_out, relative_index, relative_inverse
+
+
+def _layer(**kwargs):
+    torch.manual_seed(0)
+    layer = WindowAttention(**{"dim": 24, "num_heads": 3, "window_size": 4, **kwargs}).double()
+    if layer.relative_position_bias_table is not None:
+        nn.init.normal_(layer.relative_position_bias_table)
+    return layer
+
+
+def _by_rolling(layer, x):
+    """The published way: pad, roll, cut into windows, attend under a mask of regions, and all of it back."""
+    (b, h, w, c), (wh, ww) = x.shape, layer.window_size
+    sy, sx = (0 if n <= size else s for n, size, s in zip((h, w), layer.window_size, layer.shift))
+    x = nn.functional.pad(x, (0, 0, 0, -w % ww, 0, -h % wh))
+    rows, columns = x.shape[1:3]
+    region = torch.zeros(1, rows, columns, 1)
+    for i, y in enumerate((slice(-wh, -sy or None), slice(-sy, None) if sy else slice(0, 0))):
+        region[:, y] += 3 * (i + 1)
+    for i, z in enumerate((slice(-ww, -sx or None), slice(-sx, None) if sx else slice(0, 0))):
+        region[:, :, z] += i + 1
+
+    def cut(z):
+        return z.unflatten(1, (-1, wh)).unflatten(3, (-1, ww)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+    tokens = cut(torch.roll(x, (-sy, -sx), (1, 2)).view(b, rows, columns, c))
+    mask = cut(region).squeeze(-1)
+    hidden = (mask[:, None] != mask[:, :, None]).repeat(b, 1, 1)[:, None]
+    q, k, v = layer.qkv(tokens).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    logits = q @ k.mT / math.sqrt(layer.head_dim)
+    if layer.relative_position_bias_table is not None:
+        logits = logits + layer.relative_position_bias_table[relative_index(layer.window_size)].permute(2, 0, 1)
+    out = (logits.masked_fill(hidden, float("-inf")).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    out = out.view(b, rows // wh, columns // ww, wh, ww, c).transpose(2, 3).reshape(b, rows, columns, c)
+    return layer.proj(torch.roll(out, (sy, sx), (1, 2))[:, :h, :w])
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 7), (3, 11), (4, 8), (1, 1)])
+@pytest.mark.parametrize("shift", [0, 2, (1, 3)])
+@pytest.mark.parametrize("rel_bias", [True, False])
+def test_equals_rolling_and_masking_on_a_map_padded_first(size, shift, rel_bias):
+    layer = _layer(shift=shift, rel_bias=rel_bias)
+    x = torch.randn(2, *size, 24, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), _by_rolling(layer, x))
+
+
+def test_index_is_query_minus_key():
+    index = relative_index((2, 3))
+    q, k = 5, 1                                         # (1, 2) and (0, 1) of a window of 2 x 3
+    assert index[q, k] == (1 - 0 + 1) * 5 + (2 - 1 + 2)
+    assert index.shape == (6, 6) and set(index.flatten().tolist()) == set(range(15))
+
+
+@pytest.mark.parametrize("window", [(1, 1), (2, 3), (4, 4), (5, 2)])
+def test_the_tables_gradient_is_that_of_indexing_any_number_of_times(window):
+    table = torch.randn((2 * window[0] - 1) * (2 * window[1] - 1), 3, dtype=torch.float64, requires_grad=True)
+    index, inverse = relative_index(window), relative_inverse(window)
+    found, expected = lay_out(table, index, inverse), table[index].permute(2, 0, 1)
+    assert torch.equal(found, expected)
+    grad = torch.randn_like(found)
+    torch.testing.assert_close(*(torch.autograd.grad(x, table, grad)[0] for x in (found, expected)))
+    assert torch.autograd.gradgradcheck(lambda t: lay_out(t, index, inverse).square(), table)
+
+
+def test_every_parameter_gets_a_gradient_on_a_ragged_map():
+    layer = _layer(shift=2)
+    layer(torch.randn(1, 9, 7, 24, dtype=torch.float64)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+def test_index_is_filled_when_a_meta_layer_gets_memory():
+    layer = WindowAttention(24, 3, 4, device="meta").to_empty(device="cpu")
+    layer.reset_parameters()
+    assert torch.equal(layer.relative_position_index, relative_index((4, 4)))
+    assert torch.equal(layer.relative_position_inverse, relative_inverse((4, 4)))
+    assert not [name for name in layer.state_dict() if "index" in name or "inverse" in name]
+
+
+@pytest.mark.parametrize("shift", [0, (1, 2)])
+def test_windows_of_attention_dropout_are_the_op(shift):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = _layer(shift=shift, attn_drop=1e-300)
+    x = torch.randn(2, 9, 13, 24, dtype=torch.float64)
+    torch.testing.assert_close(layer.train()(x), layer.eval()(x))
+
+
+def test_attention_dropout_drops_in_training_only_and_keeps_the_mean():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = _layer(attn_drop=0.5)
+    x = torch.randn(1, 8, 8, 24, dtype=torch.float64)
+    expected = layer.eval()(x)
+    torch.testing.assert_close(layer(x), expected)
+    layer.train()
+    draws = torch.stack([layer(x) for _ in range(60)])
+    assert draws.std(0).min() > 0
+    # the mean of 60 draws lies within 6 of its own standard errors, everywhere
+    assert ((draws.mean(0) - expected).abs() <= 6 * draws.std(0) / math.sqrt(len(draws))).all()
+
+
+def test_attention_dropout_warns_once(monkeypatch):
+    monkeypatch.setattr(attn_drop, "_warned", False)
+    with pytest.warns(UserWarning, match="attn_drop=0.1"):
+        WindowAttention(32, 1, attn_drop=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WindowAttention(32, 1, attn_drop=0.1)
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"dim": 25}, "dim must be a multiple of num_heads, got dim 25 and num_heads 3"),
+        ({"num_heads": 0}, "num_heads 0"),
+        ({"window_size": 0}, r"window_size must be at least 1, got \(0, 0\)"),
+        ({"shift": (0, 4)}, r"shift must lie in 0..window_size - 1 per axis, got \(0, 4\)"),
+    ],
+)
+def test_bad_argument_is_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        _layer(**kwargs)
+
+
+def test_table_takes_no_weight_decay():
+    assert _layer().no_weight_decay() == {"relative_position_bias_table"}
+    assert _layer(rel_bias=False).no_weight_decay() == set()
