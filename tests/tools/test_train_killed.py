@@ -1,8 +1,8 @@
 """Runs killed with SIGKILL, while they save too, end after a resume with the bits of a run that was left alone."""
 
 import multiprocessing
-import os
 import random
+import runpy
 import shutil
 import signal
 import tarfile
@@ -13,7 +13,6 @@ import pytest
 
 from visionattn.training import checkpoint, logs
 from visionattn.training.shapes import Shapes
-from visionattn.training.train import main
 
 MODEL = "{stem_stride: 4, dims: [16, 16, 32, 32], depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 2]}"
 RECIPE = [
@@ -45,17 +44,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _train(argv: list[str], log: Path) -> None:
-    os.setpgid(0, 0)
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    logs.draw_curves = lambda folder: None  # it takes longer than the run does
-    os._exit(main(argv))
+SCRIPT = """
+import os, sys
+from visionattn.training import logs
+from visionattn.training.train import main
+os.setpgid(0, 0)
+with open({log!r}, "a") as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+logs.draw_curves = lambda folder: None  # it takes longer than the run does
+sys.exit(main({argv!r}))
+"""
 
 
 def _start(argv: list[str], log: Path) -> multiprocessing.Process:
-    process = processes.Process(target=_train, args=(argv, log))
+    script = log.with_suffix(".py")
+    script.write_text(SCRIPT.format(log=str(log), argv=argv))
+    log.touch()
+    process = processes.Process(target=runpy.run_path, args=(str(script), None, "__main__"))
     process.start()
     return process
 
