@@ -45,9 +45,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SCRIPT = """
-import os, sys
+import multiprocessing, os, sys
 from visionattn.training import logs
 from visionattn.training.train import main
+multiprocessing.set_start_method(None, force=True)  # this process's own starts workers as the tool does
 os.setpgid(0, 0)
 with open({log!r}, "a") as file:
     os.dup2(file.fileno(), 1)
