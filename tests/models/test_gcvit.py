@@ -1,4 +1,4 @@
-"""The GC ViT variants against timm's and the official figures: maps, logits, gradients, checkpoints, sizes of images."""
+"""The GC ViT variants against timm and the official figures: maps, logits, gradients, checkpoints, sizes of images."""
 
 import re
 

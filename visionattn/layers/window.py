@@ -75,6 +75,8 @@ class WindowAttention(nn.Module):
         self.shift = to_2tuple(shift)
         self.partition = partition
         make_geometry(self.window_size, self.shift, partition)  # names what is out of range
+        if shared_query and self.shift != (0, 0):
+            raise ValueError(f"shift must be 0 with shared_query, got {self.shift}")
         self.attend_padding = attend_padding
         self.shared_query = shared_query
 
