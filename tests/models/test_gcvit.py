@@ -123,6 +123,14 @@ def test_official_layer_scales_load():
     assert all(torch.equal(t, found[name]) for name, t in model.state_dict().items())
 
 
+def test_epsilons_are_timms():
+    def epsilons(name):
+        modules = timm.create_model(name, device="meta").modules()
+        return sorted((m.eps, tuple(m.weight.shape)) for m in modules if hasattr(m, "eps"))
+
+    assert epsilons("fused_gcvit_small") == epsilons("gcvit_small")
+
+
 def test_timms_weights_are_named_with_their_own_licence():
     for size in VARIANTS:
         cfg, theirs = timm.get_pretrained_cfg(f"fused_gcvit_{size}"), timm.get_pretrained_cfg(f"gcvit_{size}")
@@ -145,6 +153,14 @@ def test_any_size_gives_logits_and_a_gradient_to_every_parameter(size):
     assert logits.shape == (2, 7)
     logits.square().mean().backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+def test_maps_are_channels_last_and_tables_take_no_weight_decay():
+    model = _short()
+    maps = model.forward_intermediates(torch.randn(2, 3, 67, 48), intermediates_only=True)
+    assert [tuple(x.shape) for x in maps] == [(2, 32, 17, 12), (2, 64, 9, 6)]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+    assert model.no_weight_decay() == {n for n, _ in model.named_parameters() if n.endswith("table")}
 
 
 @pytest.mark.parametrize("size", [(64, 64), (224, 224), (49, 75)])
@@ -175,6 +191,11 @@ def test_what_lies_beyond_the_map_is_no_key(index):
     expected = torch.zeros(9, 10, dtype=torch.bool)
     expected[7:, 7:] = True
     assert torch.equal(seen, expected)
+    with torch.no_grad():  # all keys weigh the same, and the map's values are one vector, another than padding's
+        attn.qkv.weight[:-32] = 0
+        attn.relative_position_bias_table.zero_()
+        out = attn(torch.ones_like(x), *query)
+    torch.testing.assert_close(out, out[:, :1, :1].expand_as(out))
 
 
 @pytest.mark.parametrize("window", [(8, 12), ((6, 9), 8)])

@@ -98,6 +98,14 @@ def test_parameters_are_timms(size):
     assert all(block.attn_grid.attn.head_dim == 32 for stage in ours.stages for block in stage.blocks)
 
 
+def test_epsilons_are_timms():
+    def epsilons(name):
+        modules = timm.create_model(name, device="meta").modules()
+        return sorted((m.eps, tuple(m.weight.shape)) for m in modules if hasattr(m, "eps"))
+
+    assert epsilons("fused_maxvit_tiny") == epsilons(THEIRS.format("tiny"))
+
+
 def test_timms_weights_are_named_with_their_licence_and_what_they_were_trained_with():
     for size in VARIANTS:
         tags = [name.partition(".")[2] for name in timm.list_models(f"fused_maxvit_{size}.*", pretrained=True)]
@@ -133,6 +141,14 @@ def test_any_size_gives_logits_and_a_gradient_to_every_parameter(size):
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 
 
+def test_maps_are_channels_last_and_tables_take_no_weight_decay():
+    model = _short()
+    maps = model.forward_intermediates(torch.randn(2, 3, 67, 48), intermediates_only=True)
+    assert [tuple(x.shape) for x in maps] == [(2, 32, 17, 12), (2, 64, 9, 6)]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+    assert model.no_weight_decay() == {n for n, _ in model.named_parameters() if n.endswith("table")}
+
+
 @pytest.mark.parametrize("size", [(64, 64), (49, 75)])
 def test_batch_equals_its_images_one_by_one(size):
     model = _short().eval().double()
@@ -150,9 +166,11 @@ def test_what_lies_beyond_the_map_is_no_key(partition):
     expected = torch.zeros(9, 10, dtype=torch.bool)
     expected[torch.tensor(list(rows))[:, None], torch.tensor(list(columns))] = True
     assert torch.equal(seen, expected)
-    torch.nn.init.zeros_(attn.qkv.weight)  # then all keys weigh the same, and each value is the projection's bias
-    torch.nn.init.zeros_(attn.relative_position_bias_table)
-    torch.testing.assert_close(attn(x)[0, 8, 9], attn(x)[0, 0, 0])
+    with torch.no_grad():  # all keys weigh the same, and the map's values are one vector, another than padding's
+        attn.qkv.weight[:-32] = 0
+        attn.relative_position_bias_table.zero_()
+        out = attn(torch.ones_like(x))
+    torch.testing.assert_close(out, out[:, :1, :1].expand_as(out))
 
 
 @pytest.mark.parametrize("n, stride", [(7, 2), (8, 2), (1, 2), (5, 1)])
