@@ -30,10 +30,10 @@ FULL = {
     "test_model_backward_fx",
     "test_prune_intermediate_layers_contract",
 }  # not TorchScript, which torch has deprecated
-SMALLEST = ["gna_nano", "fused_swin_tiny"]  # one a family
-ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"] + [
-    f"fused_swin_{size}" for size in ("tiny", "small", "base", "large")
-]
+SMALLEST = ["gna_nano", "fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny"]  # one a family
+ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
+ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit") for size in ("tiny", "small", "base", "large")]
+ALL += [f"fused_gcvit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base")]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,15 @@
 
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
 from visionattn.layers.neighborhood import NeighborhoodAttention
+from visionattn.layers.transformer import TransformerBlock
 from visionattn.layers.window import WindowAttention
 
-__all__ = ["ConvDownsample", "ConvStem", "NeighborhoodAttention", "PatchMerging", "PatchStem", "WindowAttention"]
+__all__ = [
+    "ConvDownsample",
+    "ConvStem",
+    "NeighborhoodAttention",
+    "PatchMerging",
+    "PatchStem",
+    "TransformerBlock",
+    "WindowAttention",
+]
