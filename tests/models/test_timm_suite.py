@@ -58,8 +58,11 @@ def suite(request) -> Path:
     return path
 
 
-def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path) -> None:
-    """Runs cases (test, model) of the suite; fails unless exactly these have passed."""
+def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path, one_tag: bool = False) -> None:
+    """Runs cases (test, model) of the suite; fails unless exactly these have passed.
+
+    With ``one_tag`` a model that has several sets of weights is taken with one of them.
+    """
     report = tmp_path / "report.xml"
     here, root = Path(__file__).parent, Path(visionattn.__file__).parent.parent
     command = [sys.executable, "-m", "pytest", str(suite), "-c", os.devnull, "--rootdir", str(suite.parent)]
@@ -67,6 +70,7 @@ def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path) -> None:
     path = os.pathsep.join([str(here), str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TIMM_SUITE_CASES": " ".join(sorted(f"{test}:{model}" for test, model in cases))}
     environment |= {"TORCH_BACKEND": "visionattn", "TIMEOUT": "3600", "PYTHONPATH": path}
+    environment |= {"TIMM_SUITE_ONE_TAG": "1" if one_tag else ""}
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert report.exists(), done.stdout[-4000:] + done.stderr[-4000:]
@@ -82,7 +86,13 @@ def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path) -> None:
 
 
 def test_configurations_of_all_models_and_whole_suite_for_the_smallest_of_each_family(suite, tmp_path):
-    _run(suite, {(CONFIGURATION, model) for model in ALL} | {(t, model) for model in SMALLEST for t in FULL}, tmp_path)
+    cases = {(CONFIGURATION, model) for model in ALL} | {(t, model) for model in SMALLEST for t in FULL}
+    _run(suite, cases, tmp_path, one_tag=True)
+
+
+@pytest.mark.slow
+def test_configurations_of_every_set_of_weights(suite, tmp_path):
+    _run(suite, {(CONFIGURATION, model) for model in ALL}, tmp_path)
 
 
 @pytest.mark.slow
