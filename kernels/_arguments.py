@@ -15,6 +15,11 @@ def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     return found
 
 
+def ceil_div(n: int, d: int) -> int:
+    """n / d rounded up; symbolic sizes stay symbolic."""
+    return (n + d - 1) // d
+
+
 def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raises unless q, k, v have five dimensions, head dimensions of 8 to 256, and one floating-point dtype and device.
 

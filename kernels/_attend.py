@@ -200,8 +200,8 @@ def attend_backward_q(
 ):  # fmt: skip
     """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
 
-    ``EXACT_DELTA`` sums p * dp instead, in a walk of its own: where one key takes nearly all the weight, dp - delta
-    cancels, and only so do the rounding errors of dp cancel too, as they do in eager PyTorch.
+    ``EXACT_DELTA`` takes the mean of dp under p instead, in a walk of its own: where one key takes nearly all the
+    weight, dp - delta cancels, and only so do the rounding errors of dp, and of p's sum, cancel too.
     """
     head, t, b = _program(tiles, heads)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
@@ -230,6 +230,7 @@ def attend_backward_q(
     b_lse, b_norm = load_lse(p_lse, o_row, m_q, SPLIT)
     if EXACT_DELTA:
         b_delta = tl.zeros([TH * TW], tl.float32)
+        b_total = tl.zeros([TH * TW], tl.float32)
     else:
         b_out = load_rows(p_out, o_y, o_x, y, x, m_q, DV, BDV, False)
         b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
@@ -262,6 +263,7 @@ def attend_backward_q(
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
             if EXACT_DELTA and step == 0:
                 b_delta += tl.sum(b_p * b_dp, 1)
+                b_total += tl.sum(b_p, 1)
             else:
                 b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
                 b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
@@ -269,6 +271,8 @@ def attend_backward_q(
                     b_dr = tl.dot(b_ds.to(b_u.dtype), b_u, b_dr, input_precision=PRECISION)
                     b_dc = tl.dot(b_ds.to(b_w.dtype), b_w, b_dc, input_precision=PRECISION)
             c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
+        if EXACT_DELTA and step == 0:
+            b_delta /= tl.where(m_q, b_total, 1.0)
 
     tl.store(p_delta + o_row, b_delta, mask=m_q)
     if RELATE is None:

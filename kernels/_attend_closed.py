@@ -216,6 +216,8 @@ def attend_closed_backward(
             b_lse, b_norm = load_lse(p_lse, o_row, ok, SPLIT)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
             b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)  # [BM, BM]
+            if SPLIT:  # the sum of dS over a row is exactly 0 only where that of p is 1
+                b_p /= tl.where(ok, tl.sum(b_p, 1), 1.0)[:, None]
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
             b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 1)[:, None])
             if BIAS_GRAD:

@@ -1,6 +1,6 @@
 """What all tests share: skips that say why, and Triton's interpreter where there is no GPU."""
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -43,3 +43,19 @@ def seeded() -> Iterator[None]:
     """Every test draws the same numbers, alone or among others."""
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(scope="session")
+def equal_bits() -> Callable[[object, object], bool]:
+    """Whether two nests of tensors and plain values are the same, bit for bit."""
+
+    def compare(a: object, b: object) -> bool:
+        if isinstance(a, torch.Tensor):
+            return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        if isinstance(a, dict):
+            return isinstance(b, dict) and a.keys() == b.keys() and all(compare(a[key], b[key]) for key in a)
+        if isinstance(a, list | tuple):
+            return len(a) == len(b) and all(map(compare, a, b))
+        return a == b
+
+    return compare

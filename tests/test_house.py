@@ -117,7 +117,7 @@ def test_console_script_leads_to_the_tools(capsys):
 
 
 def test_every_extra_is_there():
-    assert set(PROJECT["project"]["optional-dependencies"]) == {"seg", "det", "export", "dev", "all"}
+    assert set(PROJECT["project"]["optional-dependencies"]) == {"data", "seg", "det", "export", "wandb", "dev", "all"}
 
 
 def test_version_is_said_once_and_the_changelog_knows_it():

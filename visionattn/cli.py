@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("visionattn.training.train", "train an image classifier"),
+    "curves": ("visionattn.training.curves", "draw the curves of a run, while it runs too"),
     "benchmark": ("visionattn.benchmark.cli", "measure kernels and models, draw the measurements"),
 }
 

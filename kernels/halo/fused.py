@@ -14,10 +14,11 @@ from torch.nn.functional import pad
 
 from .. import _attend as engine
 from .. import _host as host
+from .._arguments import ceil_div
 from .._launch import launch, unspecialised
 from .._register import lse_shape
 from . import maps, relative, tuning
-from .geometry import Geometry, ceil_div
+from .geometry import Geometry
 
 LONGEST = 64  # positions of a window along an axis
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .._arguments import pair
+from .._arguments import ceil_div, pair
 
 
 class Geometry(NamedTuple):
@@ -29,11 +29,6 @@ class Geometry(NamedTuple):
     def blocks(self, height: int, width: int) -> tuple[int, int]:
         """Blocks along each axis of a map of keys; the last ones may reach beyond it."""
         return ceil_div(height, self.block[0]), ceil_div(width, self.block[1])
-
-
-def ceil_div(n: int, d: int) -> int:
-    """n / d rounded up; symbolic sizes stay symbolic."""
-    return (n + d - 1) // d
 
 
 def make_geometry(

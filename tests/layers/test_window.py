@@ -55,6 +55,67 @@ def test_equals_rolling_and_masking_on_a_map_padded_first(size, shift, rel_bias)
     torch.testing.assert_close(layer(x), _by_rolling(layer, x))
 
 
+def _dense(layer, x, query=None):
+    """Every pair of the map's positions, those of different windows masked; position p of an axis has place[p]."""
+    (h, w), (wh, ww) = x.shape[1:3], layer.window_size
+    places = []  # (window, number in it) of each position, per axis
+    for n, size in ((h, wh), (w, ww)):
+        distance = -(-n // size)
+        p = torch.arange(n)
+        places.append((p % distance, p // distance) if layer.partition == "grid" else (p // size, p % size))
+    (my, ny), (mx, nx) = places
+    window = (my[:, None] * (h + w) + mx).flatten()
+    number = (ny[:, None] * ww + nx).flatten()
+    parts = layer.qkv(x).flatten(1, 2).unflatten(-1, (-1, layer.num_heads, layer.head_dim)).permute(2, 0, 3, 1, 4)
+    q, k, v = parts if query is None else (None, *parts)
+    if query is not None:
+        q = query.flatten(1, 2)[:, number].unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+    logits = q @ k.mT / math.sqrt(layer.head_dim)
+    bias = layer.relative_position_bias_table[relative_index(layer.window_size)].permute(2, 0, 1)
+    logits = logits + bias[:, number[:, None], number]
+    out = logits.masked_fill(window[:, None] != window, float("-inf")).softmax(-1) @ v
+    return layer.proj(out.transpose(1, 2).flatten(2).view_as(x))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 7), (3, 11), (1, 1)])
+@pytest.mark.parametrize("partition", ["block", "grid"])
+@pytest.mark.parametrize("shared_query", [False, True], ids=["own queries", "shared query"])
+def test_equals_dense_attention_masked_to_windows_without_padding(size, partition, shared_query):
+    layer = _layer(window_size=(4, 3), partition=partition, attend_padding=False, shared_query=shared_query)
+    x = torch.randn(2, *size, 24, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(2, 4, 3, 24, dtype=torch.float64, requires_grad=True) if shared_query else None
+    given = (x,) if query is None else (x, query)
+    found, expected = layer(*given), _dense(layer, *given)
+    torch.testing.assert_close(found, expected)
+    grad, sources = torch.randn_like(found), (*given, *layer.parameters())
+    for g, e in zip(torch.autograd.grad(found, sources, grad), torch.autograd.grad(expected, sources, grad)):
+        torch.testing.assert_close(g, e)
+
+
+def test_attended_padding_of_a_grid_is_a_key():
+    x = torch.randn(1, 5, 5, 24, dtype=torch.float64)
+    masked, attended = (_layer(partition="grid", attend_padding=a) for a in (False, True))
+    whole = nn.functional.pad(x, (0, 0, 0, 3, 0, 3))
+    torch.testing.assert_close(attended(x), _dense(attended, whole)[:, :5, :5])
+    assert not torch.allclose(attended(x), masked(x))
+
+
+def test_another_window_resizes_the_table_and_its_indices_and_back():
+    layer = _layer(window_size=(4, 6), partition="grid", attend_padding=False)
+    before = layer.relative_position_bias_table.detach().clone()
+    layer.relative_position_bias_table.requires_grad_(False)
+    layer.set_window_size((3, 5))
+    assert layer.relative_position_bias_table.shape == (5 * 9, 3) and layer.window_size == (3, 5)
+    assert not layer.relative_position_bias_table.requires_grad
+    assert layer.relative_position_bias_table.dtype == torch.float64
+    x = torch.randn(2, 6, 10, 24, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), _dense(layer, x))
+    centre = layer.relative_position_bias_table.unflatten(0, (5, 9))[2, 4]
+    torch.testing.assert_close(centre, before.unflatten(0, (7, 11))[3, 5], rtol=0, atol=1e-4)
+    layer.set_window_size(3)
+    torch.testing.assert_close(layer(x), _dense(layer, x))
+
+
 def test_index_is_query_minus_key():
     index = relative_index((2, 3))
     q, k = 5, 1                                         # (1, 2) and (0, 1) of a window of 2 x 3
@@ -87,13 +148,17 @@ def test_index_is_filled_when_a_meta_layer_gets_memory():
     assert not [name for name in layer.state_dict() if "index" in name or "inverse" in name]
 
 
-@pytest.mark.parametrize("shift", [0, (1, 2)])
-def test_windows_of_attention_dropout_are_the_op(shift):
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"shift": (1, 2)}, {"partition": "grid", "attend_padding": False}, {"shared_query": True}], ids=str
+)
+def test_windows_of_attention_dropout_are_the_op(kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        layer = _layer(shift=shift, attn_drop=1e-300)
-    x = torch.randn(2, 9, 13, 24, dtype=torch.float64)
-    torch.testing.assert_close(layer.train()(x), layer.eval()(x))
+        layer = _layer(**kwargs, attn_drop=1e-300)
+    given = [torch.randn(2, 9, 13, 24, dtype=torch.float64)]
+    if layer.shared_query:
+        given.append(torch.randn(2, 4, 4, 24, dtype=torch.float64))
+    torch.testing.assert_close(layer.train()(*given), layer.eval()(*given))
 
 
 def test_attention_dropout_drops_in_training_only_and_keeps_the_mean():
@@ -126,11 +191,21 @@ def test_attention_dropout_warns_once(monkeypatch):
         ({"num_heads": 0}, "num_heads 0"),
         ({"window_size": 0}, r"window_size must be at least 1, got \(0, 0\)"),
         ({"shift": (0, 4)}, r"shift must lie in 0..window_size - 1 per axis, got \(0, 4\)"),
+        ({"partition": "grid", "shift": 1}, r"shift must be 0 with partition=\"grid\", got \(1, 1\)"),
+        ({"partition": "rows"}, "partition must be \"block\" or \"grid\", got 'rows'"),
+        ({"shared_query": True, "shift": 1}, r"shift must be 0 with shared_query, got \(1, 1\)"),
     ],
 )
 def test_bad_argument_is_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         _layer(**kwargs)
+
+
+@pytest.mark.parametrize("shared_query", [False, True])
+def test_query_that_is_missing_or_not_asked_for_is_named(shared_query):
+    given = [torch.randn(1, 4, 4, 24, dtype=torch.float64)] * (1 if shared_query else 2)
+    with pytest.raises(ValueError, match=f"query must be given if and only if .* shared_query={shared_query}"):
+        _layer(shared_query=shared_query)(*given)
 
 
 def test_table_takes_no_weight_decay():

@@ -1,9 +1,10 @@
-"""Figures of the official implementations, and the rule that a port is judged by."""
+"""What tests of models share: figures of the official implementations and the rule that a port is judged by; graphs."""
 
 import json
 import math
 import re
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,47 @@ def agree():
 def filled():
     """fill(name, shape, full_scale=False) -> tensor."""
     return fill
+
+
+def compile_whole(model: torch.nn.Module, x: torch.Tensor, **options) -> list[list[torch.Tensor]]:
+    """Outputs and gradients of all parameters, eager and under `torch.compile` without graph breaks."""
+    torch._dynamo.reset()
+    results = []
+    for forward in (model, torch.compile(model, fullgraph=True, **options)):
+        model.zero_grad()
+        out = forward(x)
+        outs = out if isinstance(out, list) else [out]
+        sum(y.square().mean() for y in outs).backward()
+        results.append([*outs, *(p.grad.clone() for p in model.parameters())])
+    return results
+
+
+def check_onnx(
+    model: torch.nn.Module, path: Path, smallest: int, traced: Sequence[int], shapes: Sequence[Sequence[int]]
+) -> None:
+    """Any batch, height and width from `smallest` on, traced at one shape; the exported program is checked too."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs visionattn[export]")
+    pytest.importorskip("onnxscript", reason="needs visionattn[export]")
+    from torch.export import Dim
+
+    side = Dim.DYNAMIC(min=smallest, max=4096)
+    program = torch.export.export(model, (torch.randn(traced),), dynamic_shapes=({0: Dim.DYNAMIC, 2: side, 3: side},))
+    torch.onnx.export(program, f=str(path), dynamo=True, verbose=False, external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for shape in shapes:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = model(x)
+            torch.testing.assert_close(program.module()(x), expected)
+        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert (torch.from_numpy(out) - expected).abs().max() <= 1e-5
+
+
+@pytest.fixture
+def compiled_whole() -> Callable:
+    return compile_whole
+
+
+@pytest.fixture
+def onnx_equal() -> Callable:
+    return check_onnx

@@ -3,14 +3,13 @@
 import pytest
 import timm
 import torch
-from torch.export import Dim
 
 import visionattn  # noqa: F401
 
 # every neighborhood of the family on as few blocks as that takes
 SHORT = {"dims": (32, 64, 64), "depths": (2, 1, 1), "num_heads": (1, 2, 2), "num_classes": 10}
-DYNAMIC = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC(min=224, max=4096), 3: Dim.DYNAMIC(min=224, max=4096)},)
-OTHER_SIZES = [(3, 3, 300, 231), (1, 3, 224, 257)]
+# from the smallest unclamped size on: that, the shape traced, and others
+DYNAMIC = (224, (2, 3, 224, 256), [(3, 3, 300, 231), (1, 3, 224, 257)])
 
 
 def _model(**kwargs):
@@ -18,34 +17,22 @@ def _model(**kwargs):
     return timm.create_model("gna_nano", **{**SHORT, **kwargs})
 
 
-def _compiled_gradients(model, x, **compile_kwargs):
-    torch._dynamo.reset()
-    results = []
-    for forward in (model, torch.compile(model, fullgraph=True, **compile_kwargs)):
-        model.zero_grad()
-        out = forward(x)
-        outs = out if isinstance(out, list) else [out]
-        sum(y.square().mean() for y in outs).backward()
-        results.append([*outs, *(p.grad.clone() for p in model.parameters())])
-    return results
-
-
-def test_compiles_as_one_graph_forward_and_backward():
-    eager, compiled = _compiled_gradients(_model(), torch.randn(2, 3, 64, 97), backend="aot_eager")
+def test_compiles_as_one_graph_forward_and_backward(compiled_whole):
+    eager, compiled = compiled_whole(_model(), torch.randn(2, 3, 64, 97), backend="aot_eager")
     torch.testing.assert_close(compiled, eager)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_feature_maps_compile_as_one_graph(checkpointing):
+def test_feature_maps_compile_as_one_graph(compiled_whole, checkpointing):
     model = _model(features_only=True, out_indices=(0, 1), dims=(32, 32), depths=(1, 1), num_heads=(1, 1))
     model.set_grad_checkpointing(checkpointing)
-    eager, compiled = _compiled_gradients(model, torch.randn(2, 3, 64, 64), backend="eager")
+    eager, compiled = compiled_whole(model, torch.randn(2, 3, 64, 64), backend="eager")
     torch.testing.assert_close(compiled, eager)
 
 
 @pytest.mark.slow
-def test_inductor_gives_the_eager_result():
-    eager, compiled = _compiled_gradients(_model(), torch.randn(2, 3, 64, 97))
+def test_inductor_gives_the_eager_result(compiled_whole):
+    eager, compiled = compiled_whole(_model(), torch.randn(2, 3, 64, 97))
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
@@ -74,28 +61,11 @@ def test_exports_at_a_fixed_size():
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
-def _check_onnx(model, tmp_path):
-    """Any batch, height and width from the smallest unclamped size on; the exported program itself is checked too."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    program = torch.export.export(model, (torch.randn(2, 3, 224, 256),), dynamic_shapes=DYNAMIC)
-    path = str(tmp_path / "model.onnx")
-    torch.onnx.export(program, f=path, dynamo=True, verbose=False, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for shape in OTHER_SIZES:
-        x = torch.randn(shape)
-        with torch.no_grad():
-            expected = model(x)
-            torch.testing.assert_close(program.module()(x), expected)
-        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert (torch.from_numpy(out) - expected).abs().max() <= 1e-5
-
-
-def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(tmp_path):
-    _check_onnx(_model(dims=(32,), depths=(2,), num_heads=(1,)).eval(), tmp_path)
+def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(onnx_equal, tmp_path):
+    onnx_equal(_model(dims=(32,), depths=(2,), num_heads=(1,)).eval(), tmp_path / "model.onnx", *DYNAMIC)
 
 
 @pytest.mark.slow
-def test_onnx_of_gna_nano_with_dynamic_sizes_is_equal_in_onnxruntime(tmp_path):
+def test_onnx_of_gna_nano_with_dynamic_sizes_is_equal_in_onnxruntime(onnx_equal, tmp_path):
     torch.manual_seed(0)
-    _check_onnx(timm.create_model("gna_nano").eval(), tmp_path)
+    onnx_equal(timm.create_model("gna_nano").eval(), tmp_path / "model.onnx", *DYNAMIC)

@@ -15,7 +15,7 @@ import visionattn
 after = set(timm.list_models()), set(timm.list_pretrained())
 print(json.dumps({
     "new": sorted(after[0] - before[0]),
-    "lost": sorted(before[0] - after[0]) + sorted(before[1] ^ after[1]),
+    "lost": sorted(before[0] - after[0]) + sorted(before[1] - after[1]),
     "heavy": sorted({"triton", "accelerate", "jsonargparse", "matplotlib", "torchmetrics"} & set(sys.modules) - heavy),
     "version": visionattn.__version__,
 }))

@@ -167,32 +167,12 @@ def test_unknown_keyword_is_a_type_error():
         _short(window_sizes=7)
 
 
-def test_compiles_as_one_graph_forward_and_backward():
-    torch._dynamo.reset()
+def test_compiles_as_one_graph_forward_and_backward(compiled_whole):
     model, x = _short(drop_path_rate=0.0).double(), torch.randn(2, 3, 57, 64, dtype=torch.float64)
-    results = []
-    for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        model.zero_grad()
-        forward(x).square().mean().backward()
-        results.append([p.grad.clone() for p in model.parameters()])
-    torch.testing.assert_close(*results)
+    eager, compiled = compiled_whole(model, x, backend="aot_eager")
+    torch.testing.assert_close(compiled, eager)
 
 
-def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs visionattn[export]")
-    pytest.importorskip("onnxscript", reason="needs visionattn[export]")
-    from torch.export import Dim
-
+def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(onnx_equal, tmp_path):
     model = _short(dims=(32,), depths=(2,), num_heads=(1,)).eval()
-    sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC(min=64, max=4096), 3: Dim.DYNAMIC(min=64, max=4096)},)
-    program = torch.export.export(model, (torch.randn(2, 3, 90, 101),), dynamic_shapes=sizes)
-    path = str(tmp_path / "model.onnx")
-    torch.onnx.export(program, f=path, dynamo=True, verbose=False, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for shape in [(3, 3, 112, 84), (1, 3, 64, 97)]:
-        x = torch.randn(shape)
-        with torch.no_grad():
-            expected = model(x)
-            torch.testing.assert_close(program.module()(x), expected)
-        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert (torch.from_numpy(out) - expected).abs().max() <= 1e-5
+    onnx_equal(model, tmp_path / "model.onnx", 64, (2, 3, 90, 101), [(3, 3, 112, 84), (1, 3, 64, 97)])

@@ -30,10 +30,11 @@ FULL = {
     "test_model_backward_fx",
     "test_prune_intermediate_layers_contract",
 }  # not TorchScript, which torch has deprecated
-SMALLEST = ["gna_nano", "fused_swin_tiny", "fused_halonet_h0"]  # one a family
-ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"] + [
-    f"fused_swin_{size}" for size in ("tiny", "small", "base", "large")
-]
+SMALLEST = ["gna_nano"]  # one a family
+SMALLEST += ["fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny", "fused_halonet_h0"]
+ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
+ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit") for size in ("tiny", "small", "base", "large")]
+ALL += [f"fused_gcvit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base")]
 ALL += [f"fused_halonet_h{n}" for n in range(8)] + ["fused_halonet26t", "fused_halonet50ts"]
 
 
@@ -59,8 +60,11 @@ def suite(request) -> Path:
     return path
 
 
-def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path) -> None:
-    """Runs cases (test, model) of the suite; fails unless exactly these have passed."""
+def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path, one_tag: bool = False) -> None:
+    """Runs cases (test, model) of the suite; fails unless exactly these have passed.
+
+    With ``one_tag`` a model that has several sets of weights is taken with one of them.
+    """
     report = tmp_path / "report.xml"
     here, root = Path(__file__).parent, Path(visionattn.__file__).parent.parent
     command = [sys.executable, "-m", "pytest", str(suite), "-c", os.devnull, "--rootdir", str(suite.parent)]
@@ -68,6 +72,7 @@ def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path) -> None:
     path = os.pathsep.join([str(here), str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TIMM_SUITE_CASES": " ".join(sorted(f"{test}:{model}" for test, model in cases))}
     environment |= {"TORCH_BACKEND": "visionattn", "TIMEOUT": "3600", "PYTHONPATH": path}
+    environment |= {"TIMM_SUITE_ONE_TAG": "1" if one_tag else ""}
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert report.exists(), done.stdout[-4000:] + done.stderr[-4000:]
@@ -83,7 +88,13 @@ def _run(suite: Path, cases: set[tuple[str, str]], tmp_path: Path) -> None:
 
 
 def test_configurations_of_all_models_and_whole_suite_for_the_smallest_of_each_family(suite, tmp_path):
-    _run(suite, {(CONFIGURATION, model) for model in ALL} | {(t, model) for model in SMALLEST for t in FULL}, tmp_path)
+    cases = {(CONFIGURATION, model) for model in ALL} | {(t, model) for model in SMALLEST for t in FULL}
+    _run(suite, cases, tmp_path, one_tag=True)
+
+
+@pytest.mark.slow
+def test_configurations_of_every_set_of_weights(suite, tmp_path):
+    _run(suite, {(CONFIGURATION, model) for model in ALL}, tmp_path)
 
 
 @pytest.mark.slow

@@ -14,13 +14,15 @@ import visionattn  # noqa: F401  registers the models
 
 CASES = {tuple(case.split(":")) for case in os.environ["TIMM_SUITE_CASES"].split()}
 MODELS = {model for _, model in CASES}
+ONE_TAG = bool(os.environ.get("TIMM_SUITE_ONE_TAG"))  # of a model with several sets of weights
 
 
 def _narrowed(list_models):
     @functools.wraps(list_models)
     def ours(*args, **kwargs):
         kwargs.pop("module", None)
-        return [name for name in list_models(*args, **kwargs) if name.split(".")[0] in MODELS]
+        names = [name for name in list_models(*args, **kwargs) if name.split(".")[0] in MODELS]
+        return list({name.split(".")[0]: name for name in names}.values()) if ONE_TAG else names
 
     return ours
 

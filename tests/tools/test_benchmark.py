@@ -12,6 +12,7 @@ import torch
 from visionattn.benchmark import records
 from visionattn.benchmark.cases import TINY, TINY_WINDOWS
 from visionattn.benchmark.cli import main
+from visionattn.training.shapes import Shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,6 +115,22 @@ def test_models_csv_has_training_and_inference_of_ours_and_timms(models_csv):
     assert all(float(row["images_per_s"]) > 0 and float(row["parameters_m"]) > 1 and not row["note"] for row in rows)
 
 
+def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
+    images = Shapes("train", 16, 40)
+    for i in range(len(images)):
+        path = tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images[i][0].save(path)
+    argv = ["data", "--root", str(tmp_path), "--batch", "4", "--size", "32", "--batches", "3"]
+    assert main([*argv, "--out", str(tmp_path / "d.csv")]) == 0
+    rows = records.read(tmp_path / "d.csv", records.DATA_COLUMNS)
+    assert [row["implementation"] for row in rows] == ["ours", "timm"]
+    assert all(float(row["images_per_s"]) == float(row["images_per_s_core"]) > 0 for row in rows)
+    assert "ours / timm: " in capsys.readouterr().out
+    assert main([*argv, "--batch", "99", "--out", str(tmp_path / "d.csv")]) == 2
+    assert "--batch is 99, but" in capsys.readouterr().err
+
+
 def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, models_csv, tmp_path):
     files = [str(path) for path in (kernels_csv, window_csv, models_csv)]
     assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
@@ -124,7 +141,7 @@ def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, models_csv, 
 
 
 BAD = {
-    "no command": ([], "kernels|models|plot"),
+    "no command": ([], "kernels|models|data|plot"),
     "unknown op": (["kernels", "--op", "convolution"], "neighborhood"),
     "rows of another op": (
         ["kernels", "--op", "window", "--rows", "gna", "--device", "cpu"],

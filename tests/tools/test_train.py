@@ -255,6 +255,18 @@ def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path: Path, number: in
         os.killpg(process.pid, 0)  # no process is left behind
 
 
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_ends_when_it_is_done(tmp_path: Path) -> None:
+    """Loaders' workers that pin memory must not be waited for, five seconds each."""
+    process = start("--run.dir", "run", "--data.workers", 8, "--run.device", "cuda", cwd=tmp_path)
+    for line in process.stdout:
+        if line.startswith("done in"):
+            break
+    done = time.perf_counter()
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and time.perf_counter() - done < 5
+
+
 def test_the_console_script_helps_and_knows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
@@ -272,3 +284,41 @@ def test_the_console_script_passes_options_on(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--help"])
     assert stop.value.code == 0 and "--schedule.epochs" in capsys.readouterr().out
+
+
+def test_curves_are_drawn_on_demand_of_runs_that_have_logged(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("steps.csv", "epochs.csv"):
+        shutil.copy(trained / name, run)
+    assert cli.main(["curves", str(run)]) == 0
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    (run / "epochs.csv").unlink()  # none has ended yet
+    assert cli.main(["curves", str(run)]) == 0
+    capsys.readouterr()
+    assert cli.main(["curves", str(tmp_path)]) == 2
+    assert (
+        capsys.readouterr().err == f"visionattn curves: error: {tmp_path} holds no run with a logged step (steps.csv)\n"
+    )
+
+
+def test_weights_and_biases_gets_the_same_numbers_and_stays_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sent = []
+    real = wandb.Run.log
+    monkeypatch.setattr(wandb.Run, "log", lambda self, values, step: (sent.append((self.id, step, values)),
+                                                                      real(self, values, step=step)))  # fmt: skip
+    run = tmp_path / "run"
+    for epochs in (1, 2):
+        assert train("--run.dir", run, "--run.wandb", "tests", "--schedule.epochs", epochs, "--resume", "auto",
+                     "--schedule.warmup_epochs", 0) == 0  # fmt: skip
+    assert len({ident for ident, _, _ in sent}) == 1
+    losses = [values["train/loss"] for _, _, values in sent if "train/loss" in values]
+    assert losses == [float(row["loss"]) for row in table(run / "steps.csv")]
+    assert [step for _, step, values in sent if "epoch/top1" in values] == [4, 8]

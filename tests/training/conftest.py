@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from visionattn.training.config import TrainConfig, validate
 from visionattn.training.options import parse
@@ -26,19 +25,3 @@ def tiny() -> Callable[..., TrainConfig]:
         return config
 
     return make
-
-
-@pytest.fixture(scope="session")
-def equal_bits() -> Callable[[object, object], bool]:
-    """Whether two nests of tensors and plain values are the same, bit for bit."""
-
-    def compare(a: object, b: object) -> bool:
-        if isinstance(a, torch.Tensor):
-            return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-        if isinstance(a, dict):
-            return isinstance(b, dict) and a.keys() == b.keys() and all(compare(a[key], b[key]) for key in a)
-        if isinstance(a, list | tuple):
-            return len(a) == len(b) and all(map(compare, a, b))
-        return a == b
-
-    return compare

@@ -9,18 +9,21 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from visionattn.training import data
-from visionattn.training.classification import Classification, cpu_threads, create_model
+from visionattn.training import data, transforms
+from visionattn.training.classification import Classification, cpu_threads
 from visionattn.training.config import TrainConfig
 from visionattn.training.errors import UserError
+from visionattn.training.network import create_model
 from visionattn.training.shapes import Shapes
+
+CLASSES = [str(i) for i in range(10)]
 
 
 def test_weights_depend_on_the_seed_alone(tiny: Callable[..., TrainConfig], equal_bits: Callable) -> None:
-    first = create_model(tiny(), 10).state_dict()
+    first = create_model(tiny(), CLASSES).state_dict()
     torch.rand(3)
-    assert equal_bits(first, create_model(tiny("--data.shapes_train", 32), 10).state_dict())
-    assert not equal_bits(first, create_model(tiny("--run.seed", 1), 10).state_dict())
+    assert equal_bits(first, create_model(tiny("--data.shapes_train", 32), CLASSES).state_dict())
+    assert not equal_bits(first, create_model(tiny("--run.seed", 1), CLASSES).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def test_a_model_that_cannot_be_built_is_one_clear_line(
     tiny: Callable[..., TrainConfig], argv: list, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
-        create_model(tiny(*argv), 10)
+        create_model(tiny(*argv), CLASSES)
     assert "\n" not in str(error.value)
 
 
@@ -59,14 +62,15 @@ def test_evaluation_counts_each_image_once(tiny: Callable[..., TrainConfig], wor
     config = tiny("--data.workers", workers)  # 36 images in batches of 10: the last is uneven
     task = Classification(config, Accelerator(cpu=True))
     images = Shapes("val", 36, 32)
-    transform = data.eval_transform(config.data)
-    to_input = data.ToInput(config.data, torch.device("cpu"))
+    transform = transforms.eval_transform(config.data)
+    to_input = transforms.ToInput(config.data, torch.device("cpu"))
     logits = Fixed()(to_input(torch.stack([transform(images[i][0]) for i in range(36)])))
     labels = torch.tensor([images[i][1] for i in range(36)])
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     model = Fixed().train()
     for _ in range(2):  # the second time over the same loader
         found = task.evaluate(model)
+        assert found["val_images"] == 36
         assert found["val_loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
         assert found["top1"] == pytest.approx(100 * float((ranks == 0).sum()) / 36)
         assert found["top5"] == pytest.approx(100 * float((ranks < 5).sum()) / 36)
@@ -75,8 +79,8 @@ def test_evaluation_counts_each_image_once(tiny: Callable[..., TrainConfig], wor
 
 def test_processes_share_the_evaluation_without_overlap(tiny: Callable[..., TrainConfig]) -> None:
     config, images = tiny(), Shapes("val", 36, 32)
-    parts = [torch.cat([x for x, _ in data.eval_loader(config, images, rank, 5, False)]) for rank in range(5)]
-    whole = torch.cat([x for x, _ in data.eval_loader(config, images, 0, 1, False)])
+    parts = [torch.cat([x for x, _, _ in data.eval_loader(config, images, rank, 5, False)]) for rank in range(5)]
+    whole = torch.cat([x for x, _, _ in data.eval_loader(config, images, 0, 1, False)])
     assert [len(part) for part in parts] == [8, 7, 7, 7, 7]
     assert all(torch.equal(part, whole[rank::5]) for rank, part in enumerate(parts))
 

@@ -7,6 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from visionattn.training import logs
+from visionattn.training.config import TrainConfig
 
 
 def rows(path: Path) -> list[str]:
@@ -32,9 +33,9 @@ def test_a_table_may_gain_a_column_on_a_resume(tmp_path: Path) -> None:
 
 
 def test_a_run_is_logged_to_tables_tensorboard_and_a_picture(tmp_path: Path) -> None:
-    log = logs.RunLog(tmp_path, ["val_loss", "top1"], 0)
+    log = logs.RunLog(tmp_path, ["val_loss", "top1"], 0, TrainConfig())
     for step in range(1, 5):
-        log.step(dict(step=step, epoch=step / 2, loss=1 / step, lr=0.1, images_per_s=10.0))
+        log.step(dict(step=step, epoch=step / 2, loss=1 / step, lr=0.1, images_per_s=10.0, memory_gib=1.5))
     log.epoch(dict(step=2, epoch=1, train_loss=0.7, val_loss=0.6, top1=40.0, seconds=1))
     log.epoch(dict(step=4, epoch=2, train_loss=0.3, val_loss=0.2, top1=60.0, seconds=2))
     log.close()
@@ -47,7 +48,7 @@ def test_a_run_is_logged_to_tables_tensorboard_and_a_picture(tmp_path: Path) -> 
 
 
 def test_no_steps_make_no_picture(tmp_path: Path) -> None:
-    logs.RunLog(tmp_path, ["val_loss"], 0).close()
+    logs.RunLog(tmp_path, ["val_loss"], 0, TrainConfig()).close()
     assert logs.draw_curves(tmp_path) is None and not (tmp_path / "curves.png").exists()
 
 

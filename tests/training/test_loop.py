@@ -103,10 +103,14 @@ def test_killed_between_checkpoints_and_resumed_ends_bit_for_bit_the_same(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("more", [
+    [], ["--run.precision", "fp16"], ["--optim.name", "muon", "--optim.cuda_graph", "true"],
+    ["--run.compile", "true", "--run.compile_mode", "reduce-overhead", "--optim.cuda_graph", "true"],
+], ids=["bf16", "fp16", "muon in a graph", "all in graphs"])  # fmt: skip
 def test_resume_on_a_gpu_ends_bit_for_bit_the_same(
-    tiny: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, equal_bits: Callable
+    tiny: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, equal_bits: Callable, more: list
 ) -> None:
-    recipe = [*RECIPE, "--run.device", "cuda", "--data.workers", 2, "--run.channels_last", "true"]
+    recipe = [*RECIPE, "--run.device", "cuda", "--data.workers", 2, "--run.channels_last", "true", *more]
     train.run(tiny(*recipe, "--run.dir", tmp_path / "whole"))
     with monkeypatch.context() as patch:
         interrupt(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -122,7 +126,7 @@ def test_another_way_from_an_older_checkpoint_replaces_what_came_later(
     scores = iter([3.0, 1.0, 1.0, 1.0, 1.0])  # the best is that of the first epoch
     monkeypatch.setattr(
         "visionattn.training.classification.Classification.evaluate",
-        lambda self, model: dict(val_loss=1.0, top1=next(scores), top5=5.0),
+        lambda self, model: dict(val_loss=1.0, top1=next(scores), top5=5.0, val_images=36),
     )
     run = tmp_path / "run"
     train.run(tiny("--run.dir", run))

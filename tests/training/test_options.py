@@ -1,5 +1,6 @@
 """Options: defaults, YAML files and the command line make one dataclass, and every mistake is one clear line."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 
 from visionattn.training.config import TrainConfig, validate
 from visionattn.training.errors import UserError, one_line
-from visionattn.training.options import parse, to_yaml
+from visionattn.training.options import _keys, parse, to_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -48,22 +49,27 @@ def test_print_config_reads_back_equal(tmp_path: Path, capsys: pytest.CaptureFix
     assert read("--config", tmp_path / "config.yaml") == read("--optim.lr", "0.125")
 
 
-def test_help_shows_every_option_with_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_option_with_its_text_and_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         read("--help")
-    shown = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for part in ("--optim.lr ", "Peak learning rate", "--data.dataset {shapes,folder}", "--run.seed", "--config"):
-        assert part in shown
+    shown = " ".join(capsys.readouterr().out.split())
+    described = re.sub(r", --[\w.]+\+ \S+", "", shown[shown.index("The run as a whole:") :])  # --list+ appends
+    keys = [key for key in _keys(TrainConfig) if "." in key or key == "resume"]
+    assert len(keys) > 80
+    for key in keys:
+        entry = described.partition(f"--{key} ")[2].partition(" --")[0]
+        assert re.search(r"[a-z]{3,} .*\(type: .*default: ", entry), (key, entry)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_config_is_valid(file: Path) -> None:
     config = read("--config", file, "--data.root", "somewhere")
-    assert config.model.name == file.stem
+    assert config.model.name == file.stem.removesuffix("_384")
+    assert config.data.image_size == (384 if file.stem.endswith("_384") else config.data.image_size)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+@pytest.mark.parametrize("name", ["nano", "tiny", "small", "base", "tiny_384", "small_384", "base_384"])
 def test_imagenet_configs_need_nothing_but_the_data_root(name: str) -> None:
     with pytest.raises(UserError, match="data.root is not set; data.dataset 'folder' needs"):
         read("--config", CONFIGS / "imagenet" / f"gna_{name}.yaml")

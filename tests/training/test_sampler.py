@@ -20,7 +20,7 @@ def epoch_of(world: int, accumulation: int, epoch: int = 0, seed: int = 3, lengt
             index
             for micro in range(accumulation)
             for batches in ranks
-            for _, index in batches[step * accumulation + micro]
+            for _, index, _ in batches[step * accumulation + micro]
         ]
         for step in range(steps)
     ]
@@ -52,7 +52,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 def test_keys_carry_the_epoch() -> None:
     batches = list(TrainingSampler(20, 10, 5, seed=0))
-    assert [{epoch for epoch, _ in batch} for batch in batches] == [{0}, {0}, {1}, {1}, {2}]
+    assert [{epoch for epoch, _, _ in batch} for batch in batches] == [{0}, {0}, {1}, {1}, {2}]
 
 
 @pytest.mark.parametrize(("batch", "accumulation", "world"), [(10, 3, 1), (10, 1, 4), (0, 1, 1), (8, 4, 4)])
@@ -64,3 +64,11 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(batch: int, accumulation: 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="optim.batch_size is 64, but the training set has only 63 images"):
         TrainingSampler(63, 64, 1, 0)
+
+
+def test_repeated_samples_lie_side_by_side_and_are_told_apart() -> None:
+    batches = list(TrainingSampler(20, 8, 4, seed=0, repeats=4))
+    assert all([copy for _, _, copy in batch] == [0, 1, 2, 3] * 2 for batch in batches)
+    taken = [[index for _, index, copy in batch if copy == 0] for batch in batches]
+    assert all(index == taken[i][j // 4] for i, batch in enumerate(batches) for j, (_, index, _) in enumerate(batch))
+    assert len({index for pair in taken[:2] for index in pair}) == 4  # of one epoch, all others

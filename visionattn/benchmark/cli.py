@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
 
     rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
     parser = _Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="kernels|models|plot", parser_class=_Parser)
+    metavar = "kernels|models|data|plot"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=_Parser)
 
     kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
     kernels.add_argument(
@@ -107,6 +108,15 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="memory format of the images and the weights (default: channels last)",
     )
+
+    loading = commands.add_parser("data", help="the data path beside timm's loader: images a second")
+    loading.add_argument("--root", type=Path, required=True, help="an image folder: ROOT/train/CLASS/*.jpg")
+    loading.add_argument("--workers", type=_positive(int), default=1, help="processes that load (default: %(default)s)")
+    loading.add_argument("--batch", type=_positive(int), default=64, help="images a batch (default: %(default)s)")
+    loading.add_argument("--size", type=_positive(int), default=224, help="height and width (default: %(default)s)")
+    loading.add_argument("--batches", type=_positive(int), default=10, help="of a round (default: %(default)s)")
+    loading.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/<machine>_data.csv")
+    loading.add_argument("--revision", help="code revision to note (default: git's)")
 
     for command in (kernels, models):
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
@@ -194,10 +204,25 @@ def _models(args: argparse.Namespace) -> None:
     _say(f"written: {path}")
 
 
+def _data(args: argparse.Namespace) -> None:
+    import torch
+
+    from . import loading, records
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # says whose processor it is
+    path = args.out or records.default_path(device, "data")
+    kept = records.Records(path, records.DATA_COLUMNS, records.DATA_KEY)
+    kept.write()
+    loading.run(args.root, args.workers, args.batch, args.size, max(2, args.batches), kept,
+                records.origin(device, args.revision), _say)  # fmt: skip
+    _say(f"written: {path}")
+
+
 def _plot(args: argparse.Namespace) -> None:
     from . import plot
 
-    paths = args.csv or sorted(Path("benchmarks").glob("*.csv"))
+    found = sorted(Path("benchmarks").glob("*.csv"))
+    paths = args.csv or [path for path in found if not path.stem.endswith("_data")]  # two numbers need no picture
     if not paths:
         raise UserError("no CSV file given and none in benchmarks/")
     for path in paths:
@@ -205,10 +230,10 @@ def _plot(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``kernels``, ``models`` or ``plot``; returns the exit code (2 for what the user can put right)."""
+    """Runs ``kernels``, ``models``, ``data`` or ``plot``; returns the exit code (2 for what the user can put right)."""
     args = _parser().parse_args(argv)
     try:
-        {"kernels": _kernels, "models": _models, "plot": _plot}[args.command](args)
+        {"kernels": _kernels, "models": _models, "data": _data, "plot": _plot}[args.command](args)
     except UserError as error:
         print(f"visionattn benchmark {args.command}: error: {error}", file=sys.stderr)
         return 2

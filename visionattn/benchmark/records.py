@@ -40,6 +40,9 @@ MODEL_COLUMNS = (
     *ORIGIN,
 )
 
+DATA_KEY = ("implementation", "workers", "batch", "size", "augment")
+DATA_COLUMNS = (*DATA_KEY, "images_per_s", "images_per_s_core", "p20", "p80", *ORIGIN)
+
 
 def machine_name(device: torch.device) -> str:
     """The device's name as hardware vendors write it: ``NVIDIA H200``, or the CPU's architecture."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import NamedTuple
 
-from .cases import CLASSIFIER, SWIN, Case, WindowCase
+from .cases import CLASSIFIER, GROUPS, SWIN, Case, WindowCase
 
 PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
 
@@ -41,14 +41,15 @@ Table = dict[Case | WindowCase, dict[tuple[str, str], Mapping[str, str]]]
 
 
 def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: str | None = None) -> Table:
-    """The lines of one op (and dtype), by case and then by (implementation, pass), in the file's order."""
+    """The lines of one op (and dtype), by case in the order of ``cases``, and then by (implementation, pass)."""
     table: Table = {}
     case = OPS[op].case
     for row in rows:
         if row["op"] == op and dtype in (None, row["dtype"]):
             numbers = {field.name: int(row[field.name]) for field in fields(case)}
             table.setdefault(case(**numbers), {})[row["implementation"], row["pass"]] = row
-    return table
+    known = [row for row in GROUPS[op]["all"] if row in table]
+    return {row: table[row] for row in dict.fromkeys([*known, *table])}
 
 
 def median_ms(cells: Mapping[tuple[str, str], Mapping[str, str]], implementation: str, name: str) -> float | None:
@@ -93,7 +94,9 @@ def speedups(table: Table, op: str = "neighborhood") -> list[str]:
                     continue
                 head = [ratios[case] for case in OPS[op].head if case in ratios]
                 slowest = min(ratios, key=lambda case: ratios[case])
-                mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x" if head else "-"
+                mean = "-"
+                if head:
+                    mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x (least {min(head):.2f}x)"
                 lines.append(
                     f"{implementation}, {short}: {mean} as fast as {words} (geometric mean of {len(head)} of "
                     f"{len(OPS[op].head)} B128 rows); "

@@ -3,6 +3,7 @@
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
 from visionattn.layers.halo import HaloAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
+from visionattn.layers.transformer import TransformerBlock
 from visionattn.layers.window import WindowAttention
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "NeighborhoodAttention",
     "PatchMerging",
     "PatchStem",
+    "TransformerBlock",
     "WindowAttention",
 ]

@@ -16,6 +16,13 @@ from visionattn.layers.padding import pad_to_multiple
 _CONV_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}
 
 
+def conv_strides(stride: int) -> tuple[int, int]:
+    """Strides of the two convolutions of a stem with ``stride`` pixels to a token; ValueError for an unknown one."""
+    if stride not in _CONV_STRIDES:
+        raise ValueError(f"stem_stride must be one of {sorted(_CONV_STRIDES)}, got {stride!r}")
+    return _CONV_STRIDES[stride]
+
+
 class ConvStem(nn.Module):
     """Two 3x3 convolutions and a LayerNorm, without an activation between them (NAT, arXiv 2204.07143).
 
@@ -42,10 +49,8 @@ class ConvStem(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if stride not in _CONV_STRIDES:
-            raise ValueError(f"stem_stride must be one of {sorted(_CONV_STRIDES)}, got {stride!r}")
         dd = {"device": device, "dtype": dtype}
-        first, second = _CONV_STRIDES[stride]
+        first, second = conv_strides(stride)
         self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=first, padding=1, **dd)
         self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=second, padding=1, **dd)
         self.norm = norm_layer(dim, **dd)

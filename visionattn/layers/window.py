@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import register_notrace_module, to_2tuple, trunc_normal_
+from timm.layers import register_notrace_module, resize_rel_pos_bias_table, to_2tuple, trunc_normal_
 from torch import nn
 
-from visionattn.kernels import window_attention_packed
+from visionattn.kernels import window_attention_packed, window_attention_packed_kv
 from visionattn.kernels.window import reference
 from visionattn.kernels.window.geometry import make_geometry
 from visionattn.layers.attn_drop import warn_attn_drop
@@ -16,11 +16,13 @@ from visionattn.layers.relative_bias import lay_out, relative_index, relative_in
 
 @register_notrace_module  # padding and shift branch on sizes
 class WindowAttention(nn.Module):
-    """Multi-head attention within windows, shifted or not (Swin, arXiv 2103.14030).
+    """Multi-head attention within windows: blocks, shifted or not (Swin, arXiv 2103.14030), or grids of distant
+    positions (MaxViT, arXiv 2204.01697), with queries of their own or one window of them for all (GC ViT, arXiv
+    2206.09959).
 
     A map that the windows do not divide is padded with zeros at the bottom and right before the projection; padding
-    takes part in the attention and is cut off afterwards, as in the official code. Along an axis of which one window
-    holds all, nothing is shifted.
+    takes part in the attention and is cut off afterwards, as in Swin's official code, unless ``attend_padding`` is
+    False. Along an axis of which one window holds all, nothing is shifted.
 
     Args:
         dim: channels of the map, a multiple of ``num_heads``.
@@ -34,11 +36,17 @@ class WindowAttention(nn.Module):
         attn_drop: dropout of attention probabilities in training. No fused kernel does this: with a rate above 0,
             training gathers every window in plain PyTorch, and construction warns once.
         proj_drop: dropout after the output projection.
+        partition: "block" or "grid" (a window's positions lie map / window apart).
+        attend_padding: whether padding is a key; otherwise windows that reach beyond the map hold less.
+        shared_query: the projection makes keys and values only, and the queries of every window are those that
+            ``forward`` gets.
 
-    Shapes: [B, H, W, dim] -> [B, H, W, dim].
+    Shapes: [B, H, W, dim] -> [B, H, W, dim]; with ``shared_query`` also query [B, window_h, window_w, dim], heads side
+    by side.
 
     Raises:
-        ValueError: at construction, where ``dim`` is no multiple of ``num_heads`` or a size is out of range.
+        ValueError: at construction, where ``dim`` is no multiple of ``num_heads`` or a size is out of range; in
+            ``forward``, where a query is missing or not asked for.
     """
 
     def __init__(
@@ -51,6 +59,9 @@ class WindowAttention(nn.Module):
         rel_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        partition: str = "block",
+        attend_padding: bool = True,
+        shared_query: bool = False,
         device=None,
         dtype=None,
     ) -> None:
@@ -62,9 +73,14 @@ class WindowAttention(nn.Module):
         self.head_dim = dim // num_heads
         self.window_size = to_2tuple(window_size)
         self.shift = to_2tuple(shift)
-        make_geometry(self.window_size, self.shift)  # names what is out of range
+        self.partition = partition
+        make_geometry(self.window_size, self.shift, partition)  # names what is out of range
+        if shared_query and self.shift != (0, 0):
+            raise ValueError(f"shift must be 0 with shared_query, got {self.shift}")
+        self.attend_padding = attend_padding
+        self.shared_query = shared_query
 
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.qkv = nn.Linear(dim, (2 if shared_query else 3) * dim, bias=qkv_bias, **dd)
         table = index = inverse = None
         if rel_bias:
             window_h, window_w = self.window_size
@@ -93,22 +109,49 @@ class WindowAttention(nn.Module):
         return set() if self.relative_position_bias_table is None else {"relative_position_bias_table"}
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, window={self.window_size}, shift={self.shift}"
+        said = f"num_heads={self.num_heads}, window={self.window_size}, shift={self.shift}"
+        return f"{said}, partition={self.partition}, shared_query={self.shared_query}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def set_window_size(self, window_size: int | tuple[int, int]) -> None:
+        """Another window from now on, the table resized to it as a checkpoint's would be; for layers without shift."""
+        window, old = to_2tuple(window_size), self.window_size
+        make_geometry(window, self.shift, self.partition)
+        self.window_size = window
+        table = self.relative_position_bias_table
+        if table is None or window == old:
+            return
+        shape = ((2 * window[0] - 1) * (2 * window[1] - 1), self.num_heads)
+        resized = resize_rel_pos_bias_table(table.detach(), window, shape, old)
+        self.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
+        self.relative_position_index = relative_index(window, table.device)
+        self.relative_position_inverse = relative_inverse(window, table.device)
+
+    def forward(self, x: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
+        if (query is not None) != self.shared_query:
+            raise ValueError(
+                f"query must be given if and only if shared_query is True, got {'none' if query is None else 'one'} "
+                f"with shared_query={self.shared_query}"
+            )
         height, width = x.shape[1:3]
-        shift = tuple(0 if n <= w else s for n, w, s in zip((height, width), self.window_size, self.shift))
-        padded = pad_to_multiple(x, self.window_size)
-        qkv = self.qkv(padded).unflatten(-1, (3, self.num_heads, self.head_dim))
-        bias = self._bias()
-        if self.training and self.attn_drop > 0:
-            geometry = make_geometry(self.window_size, shift)
-            q, k, v = qkv.unbind(3)
-            out = reference.window_attention(q, k, v, bias, geometry, self.head_dim**-0.5, self.attn_drop)
-        else:
-            out = window_attention_packed(qkv, self.window_size, shift, bias=bias)
+        shift = tuple(s if s and n > w else 0 for n, w, s in zip((height, width), self.window_size, self.shift))
+        padded = pad_to_multiple(x, self.window_size) if self.attend_padding else x
+        qkv = self.qkv(padded).unflatten(-1, (-1, self.num_heads, self.head_dim))
+        if query is not None:
+            query = query.unflatten(-1, (self.num_heads, self.head_dim))
+        out = self._attend(query, qkv, shift)
         out = self.proj_drop(self.proj(out.flatten(-2)))
         return out if padded is x else crop(out, height, width)
+
+    def _attend(self, query: torch.Tensor | None, qkv: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+        """[B, H, W, 3, heads, D], or queries and [B, H, W, 2, heads, D] -> [B, H, W, heads, D]."""
+        window, bias = self.window_size, self._bias()
+        if self.training and self.attn_drop > 0:
+            q, k, v = qkv.unbind(3) if query is None else (query, *qkv.unbind(3))
+            geometry = make_geometry(window, shift, self.partition)
+            return reference.window_attention(q, k, v, bias, geometry, self.head_dim**-0.5, self.attn_drop)
+        if query is None:
+            return window_attention_packed(qkv, window, shift, self.partition, bias)
+        return window_attention_packed_kv(query, qkv, window, shift, self.partition, bias)
 
     def _bias(self) -> torch.Tensor | None:
         """The table laid out for the pairs of a window, [num_heads, N, N]."""

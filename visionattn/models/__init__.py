@@ -1,9 +1,11 @@
 """The backbones. Importing this package registers every variant with timm."""
 
-from visionattn.models import gna, halonet, swin
+from visionattn.models import gcvit, gna, halonet, maxvit, swin
+from visionattn.models.gcvit import GcVit
 from visionattn.models.gna import Gna
 from visionattn.models.halonet import HaloNet
+from visionattn.models.maxvit import MaxVit
 from visionattn.models.pyramid import Pyramid
 from visionattn.models.swin import Swin
 
-__all__ = ["Gna", "HaloNet", "Pyramid", "Swin", "gna", "halonet", "swin"]
+__all__ = ["GcVit", "Gna", "HaloNet", "MaxVit", "Pyramid", "Swin", "gcvit", "gna", "halonet", "maxvit", "swin"]

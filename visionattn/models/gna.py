@@ -36,11 +36,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, LayerScale, Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from visionattn.layers import NeighborhoodAttention
+from visionattn.layers import NeighborhoodAttention, TransformerBlock
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
 
@@ -48,47 +47,8 @@ from visionattn.models.pyramid import Pyramid, Site, build_pyramid
 NEIGHBORHOODS = (((1, 2), (8, 1)), ((1, 2), (4, 1)), ((1, 1), (2, 1)), ((1, 1),))
 
 
-class GnaBlock(nn.Module):
-    """Pre-norm neighborhood attention and a pre-norm MLP, each with layer scale and stochastic depth.
-
-    Shapes: [B, H, W, dim] -> [B, H, W, dim].
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        kernel_size: int | tuple[int, int],
-        dilation: int | tuple[int, int],
-        stride: int | tuple[int, int],
-        mlp_ratio: float,
-        layer_scale: float | None,
-        proj_drop: float,
-        attn_drop: float,
-        drop_path: float,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.norm1 = nn.LayerNorm(dim, **dd)
-        self.attn = NeighborhoodAttention(
-            dim, num_heads, kernel_size, dilation, stride, attn_drop=attn_drop, proj_drop=proj_drop, **dd
-        )
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-
-
 class Gna(Pyramid):
-    """A pyramid of :class:`GnaBlock`.
+    """A pyramid of blocks of neighborhood attention.
 
     Args:
         dims, depths, num_heads: one entry a stage.
@@ -114,21 +74,21 @@ class Gna(Pyramid):
         attn_drop_rate: float = 0.0,
         **pyramid,
     ) -> None:
-        def block(site: Site, **dd) -> GnaBlock:
+        def block(site: Site, **dd) -> TransformerBlock:
             turns = neighborhoods[site.stage]
             dilation, stride = turns[site.index % len(turns)]
-            return GnaBlock(
+            attn = NeighborhoodAttention(
                 site.dim,
                 num_heads[site.stage],
                 kernel_size,
                 dilation,
                 stride,
-                mlp_ratio,
-                layer_scale,
-                proj_drop_rate,
-                attn_drop_rate,
-                site.drop_path,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
                 **dd,
+            )
+            return TransformerBlock(
+                site.dim, attn, mlp_ratio, layer_scale, proj_drop=proj_drop_rate, drop_path=site.drop_path, **dd
             )
 
         super().__init__(dims, depths, block, **pyramid)

@@ -21,6 +21,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from visionattn.layers import HaloAttention
+from visionattn.layers.embed import conv_strides
 from visionattn.layers.head import ConvClassifierHead
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
@@ -40,7 +41,6 @@ TABLE = {
     "h7": (10, 3, 4.0, 3.5, 26, 2048, 600, 67.4),
 }
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
-_STEM_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}
 
 
 class HaloStem(nn.Module):
@@ -72,10 +72,8 @@ class HaloStem(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if stride not in _STEM_STRIDES:
-            raise ValueError(f"stem_stride must be one of {sorted(_STEM_STRIDES)}, got {stride!r}")
         dd = {"device": device, "dtype": dtype}
-        first, pool = _STEM_STRIDES[stride]
+        first, pool = conv_strides(stride)
         for i, width in enumerate((*widths, dim)):
             conv = ConvNormAct(in_chans, width, kernel_size, 1 if i else first, act_layer=act_layer, **dd)
             self.add_module(f"conv{i + 1}", conv)

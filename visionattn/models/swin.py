@@ -16,53 +16,16 @@ import re
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from visionattn.layers import PatchMerging, PatchStem, WindowAttention
+from visionattn.layers import PatchMerging, PatchStem, TransformerBlock, WindowAttention
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
 
 
-class SwinBlock(nn.Module):
-    """Pre-norm window attention and a pre-norm MLP, each with stochastic depth.
-
-    Shapes: [B, H, W, dim] -> [B, H, W, dim].
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: int | tuple[int, int],
-        shift: int | tuple[int, int],
-        mlp_ratio: float,
-        qkv_bias: bool,
-        proj_drop: float,
-        attn_drop: float,
-        drop_path: float,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.norm1 = nn.LayerNorm(dim, **dd)
-        self.attn = WindowAttention(
-            dim, num_heads, window_size, shift, qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop, **dd
-        )
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
-
-
 class Swin(Pyramid):
-    """A pyramid of :class:`SwinBlock`, every other one with its windows shifted by half.
+    """A pyramid of blocks of window attention, every other one with its windows shifted by half.
 
     Args:
         dims, depths, num_heads: one entry a stage.
@@ -88,18 +51,19 @@ class Swin(Pyramid):
     ) -> None:
         half = window_size // 2 if isinstance(window_size, int) else tuple(n // 2 for n in window_size)
 
-        def block(site: Site, **dd) -> SwinBlock:
-            return SwinBlock(
+        def block(site: Site, **dd) -> TransformerBlock:
+            attn = WindowAttention(
                 site.dim,
                 num_heads[site.stage],
                 window_size,
                 half if site.index % 2 else 0,
-                mlp_ratio,
                 qkv_bias,
-                proj_drop_rate,
-                attn_drop_rate,
-                site.drop_path,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
                 **dd,
+            )
+            return TransformerBlock(
+                site.dim, attn, mlp_ratio, proj_drop=proj_drop_rate, drop_path=site.drop_path, **dd
             )
 
         super().__init__(dims, depths, block, **{"stem": PatchStem, "downsample": PatchMerging, **pyramid})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import UserError
@@ -40,21 +41,26 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, best: bool = False) -> Path:
-    """Write a checkpoint, point ``last`` (and ``best``) at it, and drop those that neither points at any more."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint, point ``last`` (and ``best``) at it, and drop those that neither points at any more.
+
+    Raises:
+        UserError: where it cannot be written, on a full disk for example; what was there before stays.
+    """
     target = folder / f"step-{checkpoint.state['step']:08d}"
     if not target.exists():
         unfinished = folder / f".{target.name}.{os.getpid()}.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        save_file(_apart(checkpoint.model), unfinished / MODEL)
-        if checkpoint.ema:
-            save_file(_apart(checkpoint.ema), unfinished / EMA)
-        torch.save(checkpoint.optimizer, unfinished / OPTIMIZER)
-        (unfinished / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
-        for file in unfinished.iterdir():
-            _flush(file)
-        os.rename(unfinished, target)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            _write(unfinished, checkpoint)
+            os.rename(unfinished, target)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeErrors
+            shutil.rmtree(unfinished, ignore_errors=True)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"run.dir: checkpoint {target} cannot be written: {reason}; earlier ones are kept"
+            ) from None
         _flush(folder)
     _point(folder / "last", target)
     if best:
@@ -64,6 +70,16 @@ def save(folder: Path, checkpoint: Checkpoint, best: bool = False) -> Path:
         if old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    save_file(_apart(checkpoint.model), folder / MODEL)
+    if checkpoint.ema:
+        save_file(_apart(checkpoint.ema), folder / EMA)
+    torch.save(checkpoint.optimizer, folder / OPTIMIZER)
+    (folder / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
+    for file in folder.iterdir():
+        _flush(file)
 
 
 def rewind(target: Path) -> None:

@@ -1,237 +1,127 @@
-"""Images on their way to the network: datasets, transforms, and loaders whose randomness is stateless."""
+"""Batches of images whose randomness is stateless: what a step sees is a function of the step."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from PIL import Image
-from timm.data import ImageDataset, create_transform
-from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from .config import AugmentConfig, DataConfig, TrainConfig
-from .errors import UserError
-from .parallel import in_processes
+from .config import TrainConfig
+from .errors import Unreadable
 from .randomness import Purpose, seed_host, seed_of
 from .sampler import TrainingSampler
-from .shapes import Shapes
+from .shards import MOST_IN_A_ROW, EvaluationStream, Shards, TrainingStream
+from .sources import Images
+from .transforms import eval_transform, train_transform
+
+Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
+"""uint8 images [B, 3, H, W], classes [B] (-1: not to be counted), names of unreadable images or empty strings."""
 
 
-class Images(Protocol):
-    """A labelled set of pictures: ``[i]`` is a PIL image and its class, ``name(i)`` what a message calls it."""
-
-    classes: list[str]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
-    def name(self, index: int) -> str: ...
-
-
-class Folder:
-    """ROOT/SPLIT/CLASS/image files, read by timm's reader.
-
-    Args:
-        root: the directory that holds the splits.
-        split: name of the split's directory.
-        cache: decode every image now and keep all of them in memory.
-
-    Raises:
-        UserError: where the directory or its images are missing.
-    """
-
-    def __init__(self, root: str, split: str, cache: bool = False):
-        folder = Path(root) / split
-        if not folder.is_dir():
-            raise UserError(f"data.root: {folder} is not a directory; expected ROOT/SPLIT/CLASS/image files")
-        try:
-            self.files = ImageDataset(str(folder))
-        except RuntimeError:
-            raise UserError(f"data.root: {folder} holds no images in class directories") from None
-        numbers = self.files.reader.class_to_idx
-        self.classes = sorted(numbers, key=numbers.get)
-        self.cached = None
-        if cache:
-            jobs = [(begin, min(begin + 1000, len(self))) for begin in range(0, len(self), 1000)]
-            self.cached = [item for part in in_processes(self._read_range, jobs) for item in part]
-
-    def _read(self, index: int) -> tuple[Image.Image, int]:
-        # Not self.files[index], which puts the next image in the place of one that cannot be read.
-        try:
-            file, label = self.files.reader[index]
-            with file, Image.open(file) as image:
-                return image.convert("RGB"), label
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers raise all three
-            raise UserError(f"cannot read image {self.name(index)}: {error}") from None
-
-    def _read_range(self, begin: int, end: int) -> list[tuple[Image.Image, int]]:
-        return [self._read(i) for i in range(begin, end)]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.cached[index] if self.cached is not None else self._read(index)
-
-    def name(self, index: int) -> str:
-        return self.files.filename(index, absolute=True)
-
-
-def load_images(config: DataConfig) -> tuple[Images, Images]:
-    """The training and the validation pictures that the options name.
-
-    Raises:
-        UserError: where images are missing or the splits' classes differ.
-    """
-    if config.dataset == "shapes":
-        lengths = {"train": config.shapes_train, "val": config.shapes_val}
-        return tuple(Shapes(s, n, config.image_size, config.shapes_seed, None) for s, n in lengths.items())
-    train, val = (Folder(config.root, split, config.cache) for split in (config.train_split, config.val_split))
-    if train.classes != val.classes:
-        missing = sorted(set(train.classes) ^ set(val.classes))[:5]
-        raise UserError(f"data.root: the splits' classes differ, for example {', '.join(missing)}")
-    if len(train.classes) < 2:
-        raise UserError(f"data.root: there is only the class {train.classes[0]!r}; at least two are needed")
-    return train, val
+def size_of_epoch(config: TrainConfig, epoch: int) -> int:
+    """Height and width of the training images in an epoch: they may grow over the schedule."""
+    sizes = config.data.progressive_sizes or [config.data.image_size]
+    return sizes[min(epoch * len(sizes) // config.schedule.epochs, len(sizes) - 1)]
 
 
 class Samples(Dataset):
-    """Training pictures, augmented: the key ``(epoch, index)`` alone decides what comes out.
+    """Training pictures, augmented: the key ``(epoch, index, copy)`` alone decides what comes out.
 
-    Yields (uint8 ``[3, size, size]``, class).
+    Yields (uint8 ``[3, size, size]``, class, name of an unreadable image whose place this one takes, or "").
     """
 
-    def __init__(self, images: Images, transform: Callable, seed: int):
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: Images, config: TrainConfig):
+        self.images, self.config = images, config
+        self.transforms: dict[int, Callable] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
-        epoch, index = key
-        image, label = self.images[index]
-        seed_host(seed_of(Purpose.SAMPLE, self.seed, epoch, index))
-        return self.transform(image), label
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, int, str]:
+        epoch, index, copy = key
+        image, label, unreadable = self._read(index)
+        seed_host(seed_of(Purpose.SAMPLE, self.config.run.seed, epoch, index, copy))
+        return self._transform(size_of_epoch(self.config, epoch))(image), label, unreadable
+
+    def _transform(self, size: int) -> Callable:
+        if size not in self.transforms:
+            self.transforms[size] = train_transform(self.config.data, self.config.augment, size)
+        return self.transforms[size]
+
+    def _read(self, index: int) -> tuple[Any, int, str]:
+        unreadable = ""
+        for further in range(min(MOST_IN_A_ROW, len(self))):
+            try:
+                return *self.images[(index + further) % len(self)], unreadable
+            except Unreadable as error:
+                if self.config.data.unreadable == "stop":
+                    raise
+                unreadable, reason = unreadable or self.images.name(index), error
+        raise Unreadable(f"{reason}, nor can the {further} images after it")
 
 
 class Plain(Dataset):
-    """Evaluation pictures: (uint8 ``[3, size, size]``, class)."""
+    """Evaluation pictures: (uint8 ``[3, size, size]``, class, ""), or (zeros, -1, name) for an unreadable one."""
 
-    def __init__(self, images: Images, transform: Callable):
-        self.images, self.transform = images, transform
+    def __init__(self, images: Images, config: TrainConfig):
+        self.images, self.data, self.transform = images, config.data, eval_transform(config.data)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self.images[index]
-        return self.transform(image), label
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
+        try:
+            image, label = self.images[index]
+        except Unreadable:
+            if self.data.unreadable == "stop":
+                raise
+            size = self.data.image_size
+            return torch.zeros(3, size, size, dtype=torch.uint8), -1, self.images.name(index)
+        return self.transform(image), label, ""
 
 
-def train_transform(data: DataConfig, augment: AugmentConfig) -> Callable:
-    """PIL image -> augmented uint8 ``[3, size, size]``; :class:`ToInput` does the rest.
-
-    Raises:
-        UserError: for a policy that timm does not know.
-    """
-    size = data.image_size
-    policy = _policy(augment.auto_augment, data) if augment.auto_augment else None
-    if augment.crop == "resized":
-        return create_transform(
-            size, is_training=True, scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, vflip=augment.vflip,
-            color_jitter=augment.color_jitter or None, auto_augment=augment.auto_augment,
-            interpolation=data.interpolation, mean=data.mean, std=data.std, normalize=False)  # fmt: skip
-    steps: list[Any] = [_ToSize(size, data.interpolation)]
-    if augment.crop == "padded":
-        steps.append(transforms.RandomCrop(size, padding=augment.padding))
-    if augment.hflip:
-        steps.append(transforms.RandomHorizontalFlip(augment.hflip))
-    if augment.vflip:
-        steps.append(transforms.RandomVerticalFlip(augment.vflip))
-    if policy is not None:
-        steps.append(policy)
-    elif augment.color_jitter:
-        steps.append(transforms.ColorJitter(*[augment.color_jitter] * 3))
-    return transforms.Compose([*steps, transforms.PILToTensor()])
-
-
-def _policy(name: str, data: DataConfig) -> Callable:
-    kinds = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
-    make = kinds.get(name.split("-")[0], auto_augment_transform)
-    mean = tuple(min(255, round(255 * m)) for m in data.mean)
-    try:
-        return make(name, dict(translate_const=int(data.image_size * 0.45), img_mean=mean))
-    except (AssertionError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"augment.auto_augment is {name!r}, which timm refuses: {error}") from None
-
-
-def eval_transform(data: DataConfig) -> Callable:
-    """PIL image -> its centre, uint8 ``[3, size, size]``."""
-    mode = "bicubic" if data.interpolation == "random" else data.interpolation
-    return create_transform(
-        data.image_size, is_training=False, interpolation=mode, crop_pct=data.crop_pct, normalize=False
-    )
-
-
-class ToInput:
-    """uint8 ``[B, 3, H, W]`` -> normalised float32, and in training random erasing, on the network's device.
-
-    There they cost next to nothing, and a batch travels from process to process to device as bytes.
-
-    Args:
-        data: mean and standard deviation.
-        device: where batches are.
-        augment: what is erased; None in evaluation.
-    """
-
-    def __init__(self, data: DataConfig, device: torch.device, augment: AugmentConfig | None = None):
-        self.mean, self.std = (255 * torch.tensor(x, device=device)[:, None, None] for x in (data.mean, data.std))
-        self.erase = None
-        if augment is not None and augment.erase:
-            self.erase = RandomErasing(augment.erase, mode=augment.erase_mode, device=device.type)
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        images = (images - self.mean) / self.std
-        return images if self.erase is None else self.erase(images)
-
-
-class _ToSize:
-    """Resizes and crops the centre where the picture does not have the size already."""
-
-    def __init__(self, size: int, interpolation: str):
-        mode = InterpolationMode.BILINEAR if interpolation == "bilinear" else InterpolationMode.BICUBIC
-        self.size, self.fit = size, transforms.Compose([transforms.Resize(size, mode), transforms.CenterCrop(size)])
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.size == (self.size, self.size) else self.fit(image)
-
-
-def train_loader(
-    config: TrainConfig, images: Images, steps: int, start: int, rank: int, world: int, pin: bool
-) -> DataLoader:
-    """One loader for all that is left of a run, from optimiser step ``start`` on."""
+def train_batches(
+    config: TrainConfig, images: Images | Shards, steps: int, start: int, rank: int, world: int, pin: bool
+) -> Iterator[Batch]:
+    """Micro batches of one process for all that is left of a run, from optimiser step ``start`` on."""
+    parts = config.optim.accumulation
+    share = config.optim.batch_size // (parts * world)
+    if isinstance(images, Shards):
+        per_epoch = len(images) // config.optim.batch_size * parts
+        return _stream(config, images, per_epoch, steps * parts, start * parts, share, rank, world, pin)
     sampler = TrainingSampler(
-        len(images), config.optim.batch_size, steps, config.run.seed, start, config.optim.accumulation,
-        rank, world)  # fmt: skip
-    samples = Samples(images, train_transform(config.data, config.augment), config.run.seed)
-    return _loader(config, samples, pin, persistent=True, batch_sampler=sampler)
+        len(images), config.optim.batch_size, steps, config.run.seed, start, parts, rank, world,
+        config.augment.repeats)  # fmt: skip
+    return iter(_loader(config, Samples(images, config), pin, persistent=True, batch_sampler=sampler))
 
 
-def eval_loader(config: TrainConfig, images: Images, rank: int, world: int, pin: bool) -> DataLoader:
+def _stream(config: TrainConfig, shards: Shards, per_epoch: int, end: int, start: int, share: int, rank: int,
+            world: int, pin: bool) -> Iterator[Batch]:  # fmt: skip
+    while start < end:
+        epoch, skip = divmod(start, per_epoch)
+        transform = train_transform(config.data, config.augment, size_of_epoch(config, epoch))
+        batches = min(per_epoch, end - epoch * per_epoch)
+        stream = TrainingStream(shards, transform, config.run.seed, epoch, share, batches, skip, rank, world)
+        yield from _loader(config, stream, pin, persistent=False, batch_size=share)
+        start = epoch * per_epoch + batches
+
+
+def eval_loader(config: TrainConfig, images: Images | Shards, rank: int, world: int, pin: bool) -> DataLoader:
     """Every picture exactly once over all ranks."""
-    share: Sequence[int] = range(rank, len(images), world)
+    if isinstance(images, Shards):
+        dataset: Dataset = EvaluationStream(images, eval_transform(config.data), config.data.image_size, rank, world)
+    else:
+        share: Sequence[int] = range(rank, len(images), world)
+        dataset = Subset(Plain(images, config), share)
     # Workers that outlived an evaluation would be waited for, 5 s each, when the process ends.
-    return _loader(config, Subset(Plain(images, eval_transform(config.data)), share), pin, persistent=False,
-                   batch_size=config.data.eval_batch_size)  # fmt: skip
+    return _loader(config, dataset, pin, persistent=False, batch_size=config.data.eval_batch_size)
 
 
-def _loader(config: TrainConfig, dataset: Dataset, pin: bool, persistent: bool, **how: Any) -> DataLoader:
+def _loader(config: TrainConfig, dataset: Dataset | IterableDataset, pin: bool, persistent: bool, **how: Any
+            ) -> DataLoader:  # fmt: skip
     workers = config.data.workers
     more = dict(prefetch_factor=4, persistent_workers=persistent) if workers else {}
     return DataLoader(dataset, num_workers=workers, pin_memory=pin, worker_init_fn=_start_worker, **more, **how)

@@ -1,18 +1,29 @@
 """Errors that a tool shows to its user as one line."""
 
+import re
+
 
 class UserError(Exception):
     """Something the user can put right: a wrong option, a missing file, an unreadable checkpoint.
 
     The tools print ``str(error)`` on stderr and leave with exit code 2, without a traceback. The message names
     what was wrong, its value, and what is allowed.
+
+    Attributes:
+        while_training: whether training had begun, so that processes may differ in it.
     """
+
+    while_training = False
+
+
+class Unreadable(UserError):
+    """An image that cannot be read; the message names it."""
 
 
 def one_line(error: UserError) -> str:
     """The message on one line; one from a data loader's worker process comes with its traceback before it."""
     last = (str(error).strip().splitlines() or ["?"])[-1]
-    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+    return re.sub(rf"^{re.escape(UserError.__module__)}\.\w+: ", "", last)
 
 
 class Interrupted(Exception):

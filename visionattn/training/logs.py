@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import platform
+import resource
+import secrets
 import shlex
 import subprocess
 import sys
@@ -15,6 +17,10 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from .config import TrainConfig
+from .errors import UserError
+from .options import plain
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,28 +58,72 @@ class RunLog:
         folder: the run's folder.
         metrics: names of what an evaluation measures.
         start: steps done before, 0 for a new run.
+        config: the run's options; ``run.wandb`` names a Weights & Biases project to log to as well.
+
+    Raises:
+        UserError: for Weights & Biases without its package.
     """
 
-    def __init__(self, folder: Path, metrics: list[str], start: int):
+    def __init__(self, folder: Path, metrics: list[str], start: int, config: TrainConfig):
         self.folder = folder
-        self.steps = Table(folder / "steps.csv", ["step", "epoch", "loss", "lr", "images_per_s"], start)
+        self.steps = Table(folder / "steps.csv", ["step", "epoch", "loss", "lr", "images_per_s", "memory_gib"], start)
         self.epochs = Table(folder / "epochs.csv", ["step", "epoch", "train_loss", *metrics, "seconds"], start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self.wandb = _start_wandb(folder, config) if config.run.wandb else None
+        self._named = 0
 
     def step(self, row: dict[str, Any]) -> None:
         self.steps.add(row)
-        for name in ("loss", "lr", "images_per_s"):
-            self.board.add_scalar(f"train/{name}", row[name], row["step"])
+        self._both("train", {name: row[name] for name in self.steps.columns[2:]}, row["step"])
 
     def epoch(self, row: dict[str, Any]) -> None:
         self.epochs.add(row)
-        for name in self.epochs.columns[2:-1]:
-            if name in row:
-                self.board.add_scalar(f"epoch/{name}", row[name], row["step"])
+        self._both("epoch", {name: row[name] for name in self.epochs.columns[2:-1] if name in row}, row["step"])
         self.board.flush()
+
+    def _both(self, group: str, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(f"{group}/{name}", value, step)
+        if self.wandb is not None:
+            self.wandb.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
+
+    def unreadable(self, names: dict[str, int]) -> list[str]:
+        """Keep unreadable.txt up to date; what there is to say of images that are new in it."""
+        new = list(names)[self._named :]
+        if not new:
+            return []
+        self._named = len(names)
+        write_text(self.folder / "unreadable.txt", "".join(f"{name}\n" for name in names))
+        shown = [f"skipped image {name}, which cannot be read" for name in new[:3]]
+        return [*shown, f"skipped {len(names)} unreadable images so far: {self.folder / 'unreadable.txt'}"]
 
     def close(self) -> None:
         self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _start_wandb(folder: Path, config: TrainConfig) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("run.wandb is set, which needs the package wandb: pip install wandb") from None
+    kept = folder / "wandb_id.txt"  # the same run there, however often it is resumed here
+    if not kept.exists():
+        write_text(kept, secrets.token_hex(4) + "\n")
+    try:
+        return wandb.init(
+            project=config.run.wandb, name=folder.name, id=kept.read_text().strip(), resume="allow", dir=str(folder),
+            config=plain(config))  # fmt: skip
+    except wandb.errors.Error as error:
+        raise UserError(f"run.wandb is {config.run.wandb!r}: {(str(error).splitlines() or ['?'])[0]}") from None
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most memory so far: reserved on a GPU by PyTorch, else resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -113,7 +163,9 @@ def draw_curves(folder: Path) -> Path | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps, epochs = read_table(folder / "steps.csv"), read_table(folder / "epochs.csv")
+    steps, epochs = (
+        read_table(path) if path.exists() else [] for path in (folder / "steps.csv", folder / "epochs.csv")
+    )
     if not steps:
         return None
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -122,7 +174,8 @@ def draw_curves(folder: Path) -> Path | None:
     x = [float(row["epoch"]) for row in steps]
     loss.plot(x, [float(row["loss"]) for row in steps], color="tab:blue", linewidth=0.8, label="training, by step")
     loss.set(title="Loss", xlabel="epoch", yscale="log")
-    names = [name for name in (epochs[0] if epochs else {}) if name.startswith(("top", "val"))]
+    known = ("step", "epoch", "train_loss", "seconds")
+    names = [name for name in (epochs[0] if epochs else {}) if name not in known]
     for name in names:
         points = [(float(row["epoch"]), float(row[name])) for row in epochs if row[name]]
         axis = loss if name.endswith("loss") else score

@@ -7,6 +7,7 @@ and a run continued from it ends with the bits of one that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -18,20 +19,22 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from . import checkpoint, logs
 from .average import Ema
+from .captured import CapturedStep
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .errors import Interrupted, UserError
+from .optim import captures, create_optimizer, peak_group_lr
 from .options import plain
 from .progress import Progress
 from .randomness import Purpose, seed_all, seed_of
 
 OPTIONS = ("weight_decay", "betas", "eps", "momentum")  # of a parameter group; the learning rate is the schedule's
+DIVERGED = "the last good checkpoint is kept; a lower optim.lr or optim.clip_grad may help"
 
 
 class Task(Protocol):
@@ -41,31 +44,12 @@ class Task(Protocol):
     metrics: list[str]  # what evaluate() measures
     score: str  # the one that says which checkpoint is best; larger is better
     steps_per_epoch: int
+    unreadable: dict[str, int]  # names of images that could not be read, and how often
 
     def describe(self) -> dict[str, Any]: ...
     def batches(self, steps: int, start: int) -> Iterator[Any]: ...
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
     def evaluate(self, model: nn.Module) -> dict[str, float]: ...
-
-
-def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    options = config.optim
-    more = dict(options.kwargs)
-    if options.eps is not None:
-        more["eps"] = options.eps
-    if options.betas is not None:
-        more["betas"] = tuple(options.betas)
-    try:
-        return create_optimizer_v2(
-            model,
-            options.name,
-            lr=config.peak_lr(),
-            weight_decay=options.weight_decay,
-            momentum=options.momentum,
-            **more,
-        )
-    except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"optim.name is {options.name!r}: {(str(error).splitlines() or ['?'])[0]}") from None
 
 
 class Trainer:
@@ -74,9 +58,9 @@ class Trainer:
     Args:
         config: the run's options.
         task: what is trained.
-        accelerator: devices, precision, processes.
+        accelerator: devices, processes and precision.
         folder: the run's folder.
-        console: where messages go.
+        console: where lines and the progress bar go.
     """
 
     def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator, folder: Path, console: Console):
@@ -85,17 +69,23 @@ class Trainer:
         self.steps = self.epochs * task.steps_per_epoch
         self.step, self.best = 0, -math.inf
         self._signal: int | None = None
-        model = task.model
+        self._losses: list[Tensor] = []
+        self._total, self._count = 0.0, 0  # of the epoch's losses
+        model = task.model.to(accelerator.device)
         if config.run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         ema = config.ema
-        self.ema = (
-            Ema(model.to(accelerator.device), decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
-        )
+        self.ema = Ema(model, decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
         self.plain, self.parameters = model, list(model.parameters())
-        self.model, self.optimizer = accelerator.prepare(model, _optimizer(config, model))
+        self.model, self.optimizer = accelerator.prepare(model, create_optimizer(config, model))
+        self.distributed = self.model
+        self.captured_step = None
+        if captures(config, accelerator.device):
+            self.captured_step = CapturedStep(self.optimizer.optimizer, self.parameters, config.optim.clip_grad)
         if config.run.compile:
-            self.model = torch.compile(self.model, mode=config.run.compile_mode)
+            # with growing images each size is compiled for itself, as fast as if it were the only one
+            dynamic = False if config.data.progressive_sizes else None
+            self.model = torch.compile(self.model, mode=config.run.compile_mode, dynamic=dynamic)
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=max(1, config.schedule.epochs * task.steps_per_epoch - self._warmup()),
@@ -115,16 +105,13 @@ class Trainer:
             UserError: where it is damaged or of another model or task.
         """
         found = checkpoint.load(path)
-        for key, value in self.task.describe().items():
-            if found.state.get(key) != value:
-                raise UserError(
-                    f"resume: {path} was trained with {key} = {found.state.get(key)}, but now it is {value}"
-                )
-        name = found.state["config"]["optim"]["name"]
-        if name != self.config.optim.name:
-            raise UserError(
-                f"resume: {path} was trained with optim.name = {name}, but now it is {self.config.optim.name}"
-            )
+        before = found.state["config"]["optim"]
+        now = dict(self.task.describe(), **{
+            "optim.name": self.config.optim.name, "optim.batch_size": self.config.optim.batch_size})  # fmt: skip
+        then = dict(found.state, **{"optim.name": before["name"], "optim.batch_size": before["batch_size"]})
+        for key, value in now.items():
+            if then.get(key) != value:
+                raise UserError(f"resume: {path} was trained with {key} = {then.get(key)}, but now it is {value}")
         if bool(found.ema) != (self.ema is not None):
             raise UserError(f"resume: {path} and ema.enabled disagree on whether averaged weights are kept")
         try:
@@ -137,14 +124,23 @@ class Trainer:
                 group.update(options)  # the checkpoint's would silently win over those that this run was given
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"resume: {path} does not fit this run: {str(error).splitlines()[0]}") from None
+        if self.accelerator.scaler is not None and found.state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.step, self.best = found.state["step"], found.state["best"]
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of the state after ``self.step`` steps (the first process only)."""
+        """Write a checkpoint of the state after ``self.step`` steps (the first process only).
+
+        Raises:
+            UserError: where weights are not finite, or it cannot be written; the last checkpoint stays as it is.
+        """
         if not self.accelerator.is_main_process:
             return
+        if not bool(torch.stack([x.isfinite().all() for x in self.parameters]).all()):
+            raise UserError(f"the weights are not finite after step {self.step}; {DIVERGED}")
         state = dict(
             step=self.step, epoch=self.step / self.task.steps_per_epoch, best=self.best, config=plain(self.config),
+            scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             **self.task.describe())  # fmt: skip
         ema = self.ema.module.state_dict() if self.ema is not None else {}
         checkpoint.save(
@@ -153,18 +149,25 @@ class Trainer:
             best,
         )
 
-    # The loop.
+    # Signals.
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
-    def _asked_to_stop(self) -> int:
-        """The signal that any process got, 0 for none: all of them must stop after the same step."""
+    def _asked_to_stop(self, ends_epoch: bool) -> int:
+        """The signal that any process got, 0 for none: all of them must stop after the same step.
+
+        Several processes ask each other when they log, since that makes the host wait for the device.
+        """
         number = self._signal or 0
         if self.accelerator.num_processes > 1:
+            if not ends_epoch and self.step % self.config.run.log_steps:
+                return 0
             flag = torch.tensor(number, device=self.accelerator.device)
             number = int(self.accelerator.reduce(flag, reduction="sum").clamp(max=15))
         return number
+
+    # The loop.
 
     def train(self) -> dict[str, float]:
         """Train to the end of the schedule.
@@ -174,11 +177,11 @@ class Trainer:
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, once the state is saved.
-            UserError: where the loss is not finite.
+            UserError: where the loss is not finite, or a checkpoint cannot be written.
         """
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         main = self.accelerator.is_main_process
-        log = logs.RunLog(self.folder, self.task.metrics, self.step) if main else None
+        log = logs.RunLog(self.folder, self.task.metrics, self.step, self.config) if main else None
         progress = Progress(self.console, self.config.run.progress and main, self.steps, self.step)
         try:
             with progress:
@@ -191,78 +194,80 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _run(self, log: logs.RunLog | None, progress: Progress) -> dict[str, float]:
-        config, per_epoch = self.config, self.task.steps_per_epoch
-        found: dict[str, float] = {}
+        run, per_epoch = self.config.run, self.task.steps_per_epoch
         if self.step >= self.steps:
-            return self.task.evaluate(self.ema.module if self.ema is not None else self.plain)
+            return self._evaluate()
+        found: dict[str, float] = {}
         batches = self.task.batches(self.steps, self.step)
         self.model.train()
-        started, begun, last_step = time.perf_counter(), time.perf_counter(), self.step
-        losses: list[Tensor] = []
-        total, count = 0.0, 0
+        self._clock, self._clocked = time.perf_counter(), self.step
+        begun = self._clock
         while self.step < self.steps:
             rate = self._set_rate()
-            losses.append(self._one_step(batches))
+            self._losses.append(self._one_step(batches))
             self.step += 1
-            ends_epoch = self.step % per_epoch == 0
-            if self.step % config.run.log_steps == 0 or ends_epoch:
-                values = torch.stack(losses).tolist()
-                loss = sum(values) / len(values)
-                if not math.isfinite(loss):
-                    raise UserError(
-                        f"the loss is {loss} after step {self.step}; a lower optim.lr or optim.clip_grad may help"
-                    )
-                total, count, losses = total + sum(values), count + len(values), []
-                now = time.perf_counter()
-                speed = (self.step - last_step) * config.optim.batch_size / max(now - started, 1e-9)
-                started, last_step = now, self.step
-                if log is not None:
-                    log.step(
-                        dict(
-                            step=self.step,
-                            epoch=round(self.step / per_epoch, 4),
-                            loss=loss,
-                            lr=rate,
-                            images_per_s=round(speed, 1),
-                        )
-                    )
-                progress.update(self.step, self.step / per_epoch, loss, speed)
+            ends_epoch, is_last = self.step % per_epoch == 0, self.step == self.steps
             epoch = self.step // per_epoch
-            due = ends_epoch and (epoch % config.run.checkpoint_epochs == 0 or self.step == self.steps)
-            due = due or (config.run.checkpoint_steps and self.step % config.run.checkpoint_steps == 0)
+            number = self._asked_to_stop(ends_epoch)
+            due = ends_epoch and (epoch % run.checkpoint_epochs == 0 or is_last)
+            due = due or bool(number) or (run.checkpoint_steps > 0 and self.step % run.checkpoint_steps == 0)
+            if self.step % run.log_steps == 0 or ends_epoch or due:
+                self._settle(rate, log, progress)
             better = False
-            if ends_epoch and (epoch % config.run.eval_every == 0 or self.step == self.steps):
-                found = self.task.evaluate(self.ema.module if self.ema is not None else self.plain)
-                self.model.train()
+            if ends_epoch and (epoch % run.eval_every == 0 or is_last):
+                found = self._evaluate()
                 better = found[self.task.score] > self.best
                 self.best = max(self.best, found[self.task.score])
-                seconds = time.perf_counter() - begun
+                loss, seconds = self._total / max(self._count, 1), time.perf_counter() - begun
+                row = dict(step=self.step, epoch=epoch, train_loss=loss, **found, seconds=round(seconds, 2))
                 if log is not None:
-                    log.epoch(
-                        dict(
-                            step=self.step,
-                            epoch=epoch,
-                            train_loss=total / max(count, 1),
-                            **found,
-                            seconds=round(seconds, 2),
-                        )
-                    )
-                progress.say(f"epoch {epoch}/{self.epochs}  loss {total / max(count, 1):.4f}  " + "  ".join(
-                    f"{name} {value:.4g}" for name, value in found.items()) + f"  {seconds:.0f} s")  # fmt: skip
-                total, count = 0.0, 0
+                    log.epoch(row)
+                progress.say(
+                    f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  "
+                    + "  ".join(f"{name} {found[name]:.4g}" for name in self.task.metrics)
+                    + f"  {seconds:.0f} s"
+                )
+                self._total, self._count = 0.0, 0
             if due or better:
                 self.save(better)
             if ends_epoch:
-                started, last_step = time.perf_counter(), self.step  # evaluating and saving is not training
-            if number := self._asked_to_stop():
-                self.save()
+                self._clock, self._clocked = time.perf_counter(), self.step  # evaluating and saving is not training
+            if number:
                 raise Interrupted(number)
         return found
+
+    def _evaluate(self) -> dict[str, float]:
+        found = self.task.evaluate(self.ema.module if self.ema is not None else self.plain)
+        self.model.train()
+        return found
+
+    def _settle(self, rate: float, log: logs.RunLog | None, progress: Progress) -> None:
+        """Take the losses since the last time from the device, check and log them."""
+        losses = torch.stack(self._losses)
+        if self.accelerator.num_processes > 1:
+            losses = self.accelerator.reduce(losses, reduction="mean")
+        values = losses.tolist()
+        self._losses = []
+        for i, value in enumerate(values):
+            if not math.isfinite(value):
+                raise UserError(f"the loss is {value} after step {self.step - len(values) + i + 1}; {DIVERGED}")
+        self._total, self._count = self._total + sum(values), self._count + len(values)
+        now = time.perf_counter()
+        speed = (self.step - self._clocked) * self.config.optim.batch_size / max(now - self._clock, 1e-9)
+        self._clock, self._clocked = now, self.step
+        epoch, loss = self.step / self.task.steps_per_epoch, sum(values) / len(values)
+        memory = logs.memory_gib(self.accelerator.device)
+        if log is not None:
+            log.step(dict(step=self.step, epoch=round(epoch, 4), loss=loss, lr=rate, images_per_s=round(speed, 1),
+                          memory_gib=round(memory, 3)))  # fmt: skip
+            for line in log.unreadable(self.task.unreadable):
+                progress.say(line)
+        progress.update(self.step, epoch, loss, speed, memory)
 
     def _set_rate(self) -> float:
         """The learning rate of the coming step, a function of its number alone."""
         self.schedule.step_update(min(self.step, self.config.schedule.epochs * self.task.steps_per_epoch))
-        return self.optimizer.param_groups[0]["lr"]
+        return peak_group_lr(self.optimizer)
 
     def _one_step(self, batches: Iterator[Any]) -> Tensor:
         """One optimiser step; returns its mean loss, still on the device."""
@@ -273,13 +278,19 @@ class Trainer:
             batch = next(batches)
             seed = seed_of(Purpose.STEP, config.run.seed, self.step, micro, accelerator.process_index)
             seed_all(seed, accelerator.device)
-            loss = self.task.loss(self.model, batch) / parts
-            accelerator.backward(loss)
+            last = micro == parts - 1
+            # gradients are averaged over the processes once a step
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.distributed):
+                loss = self.task.loss(self.model, batch) / parts
+                accelerator.backward(loss)
             loss_sum += loss.detach()
-        if config.optim.clip_grad:
-            accelerator.clip_grad_norm_(self.parameters, config.optim.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.captured_step is not None:
+            self.captured_step()
+        else:
+            if config.optim.clip_grad:
+                accelerator.clip_grad_norm_(self.parameters, config.optim.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.plain, step=self.step)
         return loss_sum

@@ -12,7 +12,7 @@ from .randomness import Purpose, seed_of
 
 
 class TrainingSampler(Sampler):
-    """Batches of keys ``(epoch, index)`` for a whole run, starting at any step.
+    """Batches of keys ``(epoch, index, copy)`` for a whole run, starting at any step.
 
     Used as the ``batch_sampler`` of one DataLoader for the whole run: the key carries the epoch, so that workers
     need no restart and read ahead over the end of an epoch. The order of epoch e depends on ``(seed, e)`` alone; a
@@ -28,6 +28,8 @@ class TrainingSampler(Sampler):
         accumulation: micro steps in one optimiser step.
         rank: this process among ``world``.
         world: number of processes.
+        repeats: how often a sample comes in an epoch, each time (``copy`` 0, 1, ...) augmented anew, side by side; the
+            epoch stays as long and takes fewer samples ("Augment your batch", arXiv 1901.09335).
 
     Raises:
         UserError: if the dataset is smaller than one batch, or ``batch_size`` is not divisible by
@@ -44,6 +46,7 @@ class TrainingSampler(Sampler):
         accumulation: int = 1,
         rank: int = 0,
         world: int = 1,
+        repeats: int = 1,
     ):
         if batch_size < 1 or batch_size % (accumulation * world):
             raise UserError(
@@ -53,7 +56,7 @@ class TrainingSampler(Sampler):
         if length < batch_size:
             raise UserError(f"optim.batch_size is {batch_size}, but the training set has only {length} images")
         self.length, self.batch_size, self.steps, self.seed, self.start = length, batch_size, steps, seed, start
-        self.accumulation, self.rank, self.world = accumulation, rank, world
+        self.accumulation, self.rank, self.world, self.repeats = accumulation, rank, world, repeats
         self.steps_per_epoch = length // batch_size
 
     def order(self, epoch: int) -> np.ndarray:
@@ -63,7 +66,7 @@ class TrainingSampler(Sampler):
     def __len__(self) -> int:
         return max(0, self.steps - self.start) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         share = self.batch_size // (self.accumulation * self.world)
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.start, self.steps):
@@ -73,4 +76,5 @@ class TrainingSampler(Sampler):
             first = (step % self.steps_per_epoch) * self.batch_size
             for micro in range(self.accumulation):
                 begin = first + (micro * self.world + self.rank) * share
-                yield [(epoch, int(index)) for index in order[begin : begin + share]]
+                places = (divmod(place, self.repeats) for place in range(begin, begin + share))
+                yield [(epoch, int(order[place]), copy) for place, copy in places]

@@ -29,15 +29,20 @@ DESCRIPTION = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 2 for a mistake in the options or data, 130 or 143 after a signal."""
+    rank = int(os.environ.get("RANK", 0))
     try:
         config = parse(TrainConfig, sys.argv[1:] if argv is None else argv, "visionattn train", DESCRIPTION)
         validate(config)
         run(config)
     except UserError as error:
-        print(f"visionattn train: error: {one_line(error)}", file=sys.stderr)
+        if rank == 0:
+            print(f"visionattn train: error: {one_line(error)}", file=sys.stderr)
+        elif error.while_training:  # before that, every process says the same
+            print(f"visionattn train: rank {rank}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"visionattn train: {stop}; saved, continue with --resume auto", file=sys.stderr)
+        if rank == 0:
+            print(f"visionattn train: {stop}; saved, continue with --resume auto", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("visionattn train: stopped before the first step; there was nothing to save", file=sys.stderr)
@@ -80,17 +85,21 @@ def run(config: TrainConfig) -> dict[str, float]:
             millions = sum(p.numel() for p in task.model.parameters()) / 1e6
             console.print(
                 f"{config.model.name} ({millions:.2f} M parameters) on "
-                f"{len(task.train_images)} + {len(task.val_images)} images of {len(task.classes)} classes, "
+                f"{task.sizes()} images of {len(task.classes)} classes, "
                 f"{trainer.epochs} epochs of {task.steps_per_epoch} steps, on {device}"
                 + (f", from step {trainer.step}" if resume else "") + f"; folder {folder}",
                 highlight=False, soft_wrap=True)  # fmt: skip
         accelerator.wait_for_everyone()
         begun = time.perf_counter()
-        found = trainer.train()
+        try:
+            found = trainer.train()
+        except UserError as error:
+            error.while_training = True
+            raise
     if accelerator.is_main_process:
         console.print(
             f"done in {time.perf_counter() - begun:.0f} s: validation accuracy {found['top1']:.2f} % "
-            f"(top-5 {found['top5']:.2f} %, loss {found['val_loss']:.4f}); "
+            f"(top-5 {found['top5']:.2f} %, loss {found['val_loss']:.4f}, {found['val_images']} images); "
             f"curves {folder / 'curves.png'}, checkpoint {folder / 'checkpoints' / 'last'}",
             highlight=False, soft_wrap=True)  # fmt: skip
     return found
@@ -104,7 +113,9 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     precision = config.run.precision
     if precision == "auto":
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=not on_gpu)
+    if precision == "fp16" and not on_gpu:
+        raise UserError("run.precision is fp16, which needs a GPU; on a CPU fp32 and bf16 are allowed")
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not on_gpu)
 
 
 def _run_folder(config: TrainConfig) -> tuple[Path, Path | None]:
