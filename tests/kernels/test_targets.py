@@ -32,7 +32,7 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     else:
         from visionattn.kernels.window import fused, geometry
         side, shift, partition, shared = more
-        geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, side**2, side**2)
+        geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, 2 * side - 1, 2 * side - 1)
         if shared:
             q, dq = empty(side), empty(side)
     table = table if bias or op == "halo" else None
