@@ -56,8 +56,8 @@ def _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.con
            KIND: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """(kinds from, to, spaces from, to) of the first-th of ``slices`` programs.
 
-    Spaces alike are dealt out one by one. Of several kinds each program gets a run of places in the order of kinds, so
-    that few programs meet more than one; `_dealt` says which space has a place.
+    Spaces alike are dealt out one by one. Of several kinds each program gets a run, in the order of kinds, so that few
+    programs meet more than one.
     """
     if ALIKE:
         return 0, 1, first, windows
@@ -76,27 +76,14 @@ def _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.con
 @triton.jit
 def _walk(kind, lo, hi, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.constexpr, KIND: tl.constexpr,
           P: tl.constexpr):  # fmt: skip
-    """(spaces of a kind in a map, what PICK needs, the range of places that are this program's, `_dealt`'s numbers)."""
+    """(spaces of a kind in a map, what PICK needs, the range of those that are this program's)."""
     if ALIKE:
-        return tiles, 0, lo, hi, slices, (0, 0)
+        return tiles, 0, lo, hi, slices
     else:
         # Nothing is carried from one kind to the next: Triton 3.6 loses what a loop around a pipelined one carries.
         before, count, h = KIND(kind, height, width, a_y, a_x, P)
         batch = windows // tiles
-        run = windows // slices
-        deal = run, count * batch // run
-        return count, h, tl.maximum(lo - before * batch, 0), tl.minimum(hi - before * batch, count * batch), 1, deal
-
-
-@triton.jit
-def _dealt(place, deal, ALIKE: tl.constexpr):
-    """Which of a kind's spaces has this place: run after run the first spaces, then the second ones, and so on, so that
-    programs side by side work on spaces side by side, which share pages of memory. The few that are over stay."""
-    if ALIKE:
-        return place
-    else:
-        run, runs = deal
-        return tl.where(place < run * runs, place % run * runs + place // run, place)
+        return count, h, tl.maximum(lo - before * batch, 0), tl.minimum(hi - before * batch, count * batch), 1
 
 
 @triton.jit
@@ -142,7 +129,7 @@ def attend_closed_forward(
     unit = scale * logit_base(SPLIT)
     from_kind, to_kind, lo, hi = _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P)
     for kind in range(from_kind, to_kind):
-        count, h, start, stop, step, deal = _walk(
+        count, h, start, stop, step = _walk(
             kind, lo, hi, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
         )
         i0, j0, n_i, n_j, g = _locate(0, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
@@ -151,8 +138,7 @@ def attend_closed_forward(
         if not ALIKE:
             ok = ok & (PART(i, j_kind, g, P) >= 0)
         b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, FTZ, SPLIT)
-        for place in range(start, stop, step):
-            w = _dealt(place, deal, ALIKE)
+        for w in range(start, stop, step):
             i0, j0, n_i, n_j, g = _locate(w % count, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
             b = (w // count).to(tl.int64)
             y, x = PLACE(i, j, g, P)
@@ -198,7 +184,7 @@ def attend_closed_backward(
     b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
     from_kind, to_kind, lo, hi = _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P)
     for kind in range(from_kind, to_kind):
-        count, h, start, stop, step, deal = _walk(
+        count, h, start, stop, step = _walk(
             kind, lo, hi, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
         )
         i0, j0, n_i, n_j, g = _locate(0, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
@@ -207,8 +193,7 @@ def attend_closed_backward(
         if not ALIKE:
             ok = ok & (PART(i, j_kind, g, P) >= 0)
         b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, FTZ, SPLIT)
-        for place in range(start, stop, step):
-            w = _dealt(place, deal, ALIKE)
+        for w in range(start, stop, step):
             i0, j0, n_i, n_j, g = _locate(w % count, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
             b = (w // count).to(tl.int64)
             y, x = PLACE(i, j, g, P)
