@@ -5,39 +5,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from visionattn.arguments import Parser, positive
 from visionattn.training.errors import UserError
 
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line and leaves with exit code 2."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _positive(kind: type):
-    def convert(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not value > 0:
-            allowed = "a positive whole number" if kind is int else "a positive number"
-            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}")
-        return value
-
-    return convert
 
 
 def _parser() -> argparse.ArgumentParser:
     from .cases import GROUPS
 
     rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
-    parser = _Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
+    parser = Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
     metavar = "kernels|models|data|plot"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=Parser)
 
     kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
     kernels.add_argument(
@@ -49,14 +29,14 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
         "--time-budget",
-        type=_positive(float),
+        type=positive(float),
         default=600.0,
         metavar="SECONDS",
         help="leave out what would start later than this (default: %(default)s)",
     )
     kernels.add_argument(
         "--rep",
-        type=_positive(float),
+        type=positive(float),
         default=40.0,
         metavar="MS",
         help="milliseconds spent on repeating one call (default: %(default)s)",
@@ -84,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names for timm.create_model; a leading timm/ is for the reader",
     )
-    models.add_argument("--batch", type=_positive(int), default=128, help="images a step (default: %(default)s)")
-    models.add_argument("--size", type=_positive(int), default=224, help="height and width (default: %(default)s)")
-    models.add_argument("--steps", type=_positive(int), default=30, help="steps that are timed (default: %(default)s)")
+    models.add_argument("--batch", type=positive(int), default=128, help="images a step (default: %(default)s)")
+    models.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
+    models.add_argument("--steps", type=positive(int), default=30, help="steps that are timed (default: %(default)s)")
     models.add_argument(
         "--passes",
         nargs="+",
@@ -111,10 +91,10 @@ def _parser() -> argparse.ArgumentParser:
 
     loading = commands.add_parser("data", help="the data path beside timm's loader: images a second")
     loading.add_argument("--root", type=Path, required=True, help="an image folder: ROOT/train/CLASS/*.jpg")
-    loading.add_argument("--workers", type=_positive(int), default=1, help="processes that load (default: %(default)s)")
-    loading.add_argument("--batch", type=_positive(int), default=64, help="images a batch (default: %(default)s)")
-    loading.add_argument("--size", type=_positive(int), default=224, help="height and width (default: %(default)s)")
-    loading.add_argument("--batches", type=_positive(int), default=10, help="of a round (default: %(default)s)")
+    loading.add_argument("--workers", type=positive(int), default=1, help="processes that load (default: %(default)s)")
+    loading.add_argument("--batch", type=positive(int), default=64, help="images a batch (default: %(default)s)")
+    loading.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
+    loading.add_argument("--batches", type=positive(int), default=10, help="of a round (default: %(default)s)")
     loading.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/<machine>_data.csv")
     loading.add_argument("--revision", help="code revision to note (default: git's)")
 
