@@ -12,11 +12,11 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .cases import GROUPS
+    from .cases import GROUPS, SIMULATOR_GROUPS
 
     rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
     parser = Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
-    metavar = "kernels|models|data|plot"
+    metavar = "kernels|simulator|models|data|plot"
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=Parser)
 
     kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
@@ -54,6 +54,26 @@ def _parser() -> argparse.ArgumentParser:
         dest="prepare",
         action="store_false",
         help="do not compile all kernels in parallel before the measuring",
+    )
+
+    simulator = commands.add_parser(
+        "simulator", help="our kernel's speed-up over itself at kernel = map, beside the bounds of visionattn simulate"
+    )
+    simulator.add_argument(
+        "--rows",
+        choices=tuple(SIMULATOR_GROUPS),
+        default="all",
+        help="which settings; small: windows of a few chunks, where a tile's fixed cost shows (default: %(default)s)",
+    )
+    simulator.add_argument(
+        "--rep",
+        type=positive(float),
+        default=100.0,
+        metavar="MS",
+        help="milliseconds spent on repeating one call (default: %(default)s)",
+    )
+    simulator.add_argument(
+        "--no-prepare", dest="prepare", action="store_false", help="do not compile in parallel before the measuring"
     )
 
     models = commands.add_parser("models", help="whole models: images a second and memory")
@@ -98,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     loading.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/<machine>_data.csv")
     loading.add_argument("--revision", help="code revision to note (default: git's)")
 
-    for command in (kernels, models):
+    for command in (kernels, simulator, models):
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
         command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
         command.add_argument(
@@ -153,6 +173,22 @@ def _kernels(args: argparse.Namespace) -> None:
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}
     _say("\n".join(["", summary.render(table, args.op), *summary.speedups(table, args.op), f"written: {path}"]))
+
+
+def _simulator(args: argparse.Namespace) -> None:
+    import torch
+
+    device = _device(args.device)
+    from . import records, simulator
+    from .cases import SIMULATOR_GROUPS
+
+    cases, path = SIMULATOR_GROUPS[args.rows], args.out or records.default_path(device, "simulator")
+    kept = records.Records(path, records.SIMULATOR_COLUMNS, records.SIMULATOR_KEY)
+    kept.write()
+    simulator.run(cases, kept, device, getattr(torch, args.dtype), records.origin(device, args.revision), args.rep,
+                  args.prepare, _say)  # fmt: skip
+    mine = [row for row in kept.rows.values() if row["dtype"] == args.dtype and simulator.case_of(row) in cases]
+    _say("\n".join(["", simulator.render(mine), "", *simulator.summary(mine), f"written: {path}"]))
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -210,10 +246,11 @@ def _plot(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``kernels``, ``models``, ``data`` or ``plot``; returns the exit code (2 for what the user can put right)."""
+    """Runs a command; returns the exit code (2 for what the user can put right)."""
     args = _parser().parse_args(argv)
     try:
-        {"kernels": _kernels, "models": _models, "data": _data, "plot": _plot}[args.command](args)
+        commands = {"kernels": _kernels, "simulator": _simulator, "models": _models, "data": _data, "plot": _plot}
+        commands[args.command](args)
     except UserError as error:
         print(f"visionattn benchmark {args.command}: error: {error}", file=sys.stderr)
         return 2

@@ -44,7 +44,8 @@ def draw(results: Sequence[Result], target: Path, title: str = "") -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(title, fontsize=10.5)
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8.5, ncols=4)
+    columns = max(2, min(3, len(kernels)))
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8.5, ncols=columns)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".tmp")
