@@ -10,7 +10,7 @@ from pathlib import Path
 from visionattn.arguments import Parser, positive
 from visionattn.training.errors import UserError
 
-from . import ours, picture, search
+from . import ours, search
 from .model import Problem, Result, Tiling, as_text, per_axis, simulate
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -191,6 +191,8 @@ def _run(args: argparse.Namespace) -> None:
             _write(Path(args.json), text + "\n")
             print(f"written: {args.json}")
     if args.plot:
+        from . import picture  # matplotlib takes longer to load than most answers take
+
         picture.draw(results, args.plot, setting)
         if args.json != "-":
             print(f"drawn: {args.plot}")
