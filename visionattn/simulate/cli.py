@@ -132,7 +132,8 @@ class _Question:
                 if stride == "best":
                     found += self.search(kernel=kernel)
                 elif stride == "all":
-                    found += [self.one(kernel, [min(s, k) for k in kernel]) for s in range(1, max(kernel) + 1)]
+                    strides = search.thinned(1, max(kernel), 512)
+                    found += [self.one(kernel, [min(s, k) for k in kernel]) for s in strides]
                 else:
                     found.append(self.one(kernel, stride))
         return found

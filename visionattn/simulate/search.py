@@ -13,6 +13,8 @@ import numpy as np
 from .axes import Axis, Tiles, attended, visits
 from .model import Problem, Result, Tiling, simulate
 
+KERNELS = {1: 512, 2: 128, 3: 48}  # of an axis that are looked at, by the number of axes
+
 
 def shapes(positions: int, size: Sequence[int]) -> list[tuple[int, ...]]:
     """The boxes of ``positions`` (a power of two) with a power of two an axis, none longer than the map needs."""
@@ -29,10 +31,10 @@ def tilings(tile_positions: int, chunk_positions: int, size: Sequence[int], stat
     return [Tiling(*one, static) for one in product(shapes(tile_positions, size), shapes(chunk_positions, size))]
 
 
-def _thinned(low: int, high: int, most: int) -> list[int]:
-    """The numbers low..high, or where they are many the multiples of a power of two among them, as tiles are."""
+def thinned(low: int, high: int, most: int) -> list[int]:
+    """The numbers low..high, or where they are many low and the multiples of a power of two, as tiles are."""
     step = 1 << ((high - low) // most).bit_length()
-    return list(range(-(-low // step) * step, high + 1, step)) or [high]
+    return [low, *range((low // step + 1) * step, high + 1, step)]
 
 
 def _candidates(size: Sequence[int], dilation: Sequence[int], share: float) -> list[list[int]]:
@@ -41,13 +43,13 @@ def _candidates(size: Sequence[int], dilation: Sequence[int], share: float) -> l
     found = []
     for n, d in zip(size, dilation):
         low = min(max(1, int(n * even / 2)), n // d)
-        found.append(_thinned(low, min(max(low, -int(-n * even * 2)), n // d), 128))
+        found.append(thinned(low, min(max(low, -int(-n * even * 2)), n // d), KERNELS[len(size)]))
     return found
 
 
 def _fewest(axis: Axis, tiles: Tiles) -> tuple[int, int]:
     """(stride, visited chunks): the smallest stride among those whose chunks hold the fewest hidden pairs."""
-    strides = tuple(dict.fromkeys([1, *_thinned(1, axis.kernel, 256)]))
+    strides = tuple(thinned(1, axis.kernel, 256))
     found = visits(axis, tiles, strides).visited
     best = int((found / [attended(axis, stride) for stride in strides]).argmin())
     return strides[best], int(found[best])
