@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from visionattn.kernels import _attend, _attend_closed, _host
+from visionattn.kernels._launch import unspecialised
 from visionattn.kernels.neighborhood import fused, maps
 from visionattn.kernels.neighborhood.geometry import Geometry
 from visionattn.simulate import Problem, ours
@@ -67,6 +68,9 @@ def _chunks_of_the_tiles(p_chunks, tiles, height, width, dil_y, dil_x, TILES: tl
     tl.store(p_chunks + t, tl.where((i0 < n_i) & (j0 < n_j), chunks, 0), mask=t < tiles)
 
 
+CHUNKS = unspecialised(_chunks_of_the_tiles)
+
+
 @pytest.mark.parametrize("head_dim", [32, 128])
 @pytest.mark.parametrize("size, kernel, stride, dilation", WALKED + LARGE, ids=str)
 def test_the_kernels_index_maps_give_the_models_counts(size, kernel, stride, dilation, head_dim, device):
@@ -74,8 +78,8 @@ def test_the_kernels_index_maps_give_the_models_counts(size, kernel, stride, dil
     plan = fused._plan(Geometry(kernel, dilation, stride), *size, head_dim, head_dim, torch.bfloat16, False, 8, False)
     result = ours.simulate_ours(problem, head_dim)
     chunks = torch.zeros(plan.tiles, dtype=torch.int32, device=device)
-    _chunks_of_the_tiles[(1,)](chunks, plan.tiles, *size, *dilation, triton.next_power_of_2(plan.tiles),
-                               *result.tiling.tile, *result.tiling.chunk, P=(*kernel, *stride))  # fmt: skip
+    CHUNKS[(1,)](chunks, plan.tiles, *size, *dilation, triton.next_power_of_2(plan.tiles),
+                 *result.tiling.tile, *result.tiling.chunk, P=(*kernel, *stride))  # fmt: skip
     assert chunks.sum().item() == result.visited
     assert chunks.max().item() == result.busiest
     assert (chunks > 0).sum().item() == result.tiles

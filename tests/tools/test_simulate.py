@@ -96,6 +96,7 @@ BAD = {
     "stride": (["--map", "8x8", "--kernel", "3", "--stride", "4"], "stride must lie between 1 and kernel = 3, got 4"),
     "stride's name": (["--map", "8x8", "--kernel", "3", "--stride", "most"], "got 'most'"),
     "dilation": (["--map", "8x8", "--kernel", "3", "--dilation", "3"], "map // dilation = 2, got 3"),
+    "dilation of a search": (["--map", "8x8", "--sparsity", "0.5", "--dilation", "9"], "map // dilation = 0"),
     "causal axis": (["--map", "8x8", "--kernel", "3", "--causal", "2"], "--causal must name axes from 0 to 1, got 2"),
     "half a tiling": (["--map", "8x8", "--kernel", "3", "--tile", "4x4"], "a tile and a chunk go together"),
     "tile's axes": (["--map", "64", "--kernel", "3", *GIVEN], "tile must be one number or 1"),

@@ -92,6 +92,7 @@ class _Question:
             raise UserError("--static is for --tile and --chunk or their sizes: our kernel's chunks are not static")
         self.causal = tuple(axis in args.causal for axis in range(axes))
         self.dilation = per_axis("dilation", args.dilation, axes)
+        self.problem((1,))  # says what no neighborhood can have, whatever its kernel
         self.tiling = None
         if args.tile:
             tile, chunk = per_axis("tile", args.tile, axes), per_axis("chunk", args.chunk, axes)
