@@ -158,6 +158,15 @@ class _Plan:
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
 
 
+def forward_tiling(
+    geometry: Geometry, height: int, width: int, head_dim: int, dtype: torch.dtype, bias: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(rows, columns) of queries that a program of the forward pass owns, and of keys that it takes at a time."""
+    plan = _plan(geometry, height, width, head_dim, head_dim, dtype, bias, 8, False)
+    tile = plan.forward["TH"], plan.forward["TW"]
+    return tile, tile if plan.closed else (plan.forward["CH"], plan.forward["CW"])
+
+
 def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:
     """The table as the kernels read it; zeros for a scale that is not positive, which they only take beside a bias."""
     if bias is not None:

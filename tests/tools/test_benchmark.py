@@ -48,6 +48,14 @@ def halo_csv(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def simulator_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("simulator") / "cpu_simulator.csv"
+    argv = ["simulator", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1", "--out", str(path)]
+    assert main(argv) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
 def models_csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "cpu_models.csv"
     argv = ["models", "--models", "gna_nano", "timm/resnet10t", "--device", "cpu", "--dtype", "float32"]
@@ -103,6 +111,18 @@ def test_halo_csv_has_every_measurement_and_timms_layer_gives_the_same(halo_csv)
     assert notes == {"from timm: output 0.00%, gradients 0.00%"}
 
 
+def test_simulator_csv_has_the_bounds_and_the_measured_speedup_of_every_setting(simulator_csv, capsys):
+    rows = lines(simulator_csv)
+    assert tuple(rows[0]) == records.SIMULATOR_COLUMNS
+    settings = {(row["kernel"], row["stride"], row["dilation"]) for row in rows}
+    assert settings == {("3", "1", "1"), ("4", "4", "1"), ("2", "2", "2")}
+    for row in rows:
+        pairs = (int(row["height"]) * int(row["width"]) / int(row["kernel"]) ** 2, float(row["flop_bound"]))
+        assert pairs[0] == pytest.approx(pairs[1], rel=1e-3) and not row["note"]
+        assert float(row["speedup"]) == pytest.approx(float(row["full_ms"]) / float(row["p50_ms"]), rel=2e-3)
+        assert float(row["bound"]) > 0 and float(row["sdpa_ms"]) > 0 and row["block_sparse"] in ("True", "False")
+
+
 def test_a_second_run_replaces_its_lines(kernels_csv, capsys):
     before = lines(kernels_csv)
     argv = [
@@ -155,23 +175,26 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, halo_csv, models_csv, tmp_path):
-    files = [str(path) for path in (kernels_csv, window_csv, halo_csv, models_csv)]
+def test_plot_draws_a_picture_of_each_kind(
+    kernels_csv, window_csv, halo_csv, models_csv, simulator_csv, tmp_path
+):
+    files = [str(path) for path in (kernels_csv, window_csv, halo_csv, models_csv, simulator_csv)]
     assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
-    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_models.png"):
+    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_models.png", "cpu_simulator.png"):
         data = (tmp_path / "figures" / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
-    assert len(list((tmp_path / "figures").iterdir())) == 4
+    assert len(list((tmp_path / "figures").iterdir())) == 5
 
 
 BAD = {
-    "no command": ([], "kernels|models|data|plot"),
+    "no command": ([], "kernels|simulator|models|data|plot"),
     "unknown op": (["kernels", "--op", "convolution"], "neighborhood"),
     "rows of another op": (
         ["kernels", "--op", "window", "--rows", "gna", "--device", "cpu"],
         "--rows must be one of all, classifier, tiny for --op window, got gna",
     ),
     "unknown rows": (["kernels", "--rows", "most"], "tiny"),
+    "unknown settings": (["simulator", "--rows", "most"], "'all', 'small', 'tiny'"),
     "negative budget": (["kernels", "--time-budget", "-1"], "must be a positive number, got '-1'"),
     "no models": (["models"], "--models"),
     "unknown model": (["models", "--models", "gna_huge", "--device", "cpu"], "gna_tiny"),

@@ -195,6 +195,32 @@ H1 = (
 H5 = (HaloCase(16, 28, 28, 8, 32, 80, 14, 2),)
 TINY_HALOS = (HaloCase(2, 8, 8, 2, 8, 8, 4, 1), HaloCase(1, 8, 12, 2, 16, 24, 4, 2, 2))
 
+
+def _settings(shape: tuple[int, int, int, int, int], *settings: tuple[int, ...]) -> tuple[Case, ...]:
+    """Cases of one shape; each setting is kernel, stride, dilation, the last two 1 where left out."""
+    return tuple(Case(*shape, kernel, *rest[1:], **dict(zip(("stride",), rest))) for kernel, *rest in settings)
+
+
+# Where the simulator's bounds are set against the clock. A tile costs more than its chunks: it reads queries, fills the
+# pipeline and writes outputs. That is not in the model, so tiles of few chunks stand apart.
+_MANY_128, _MANY_96, _MANY_64 = (8, 128, 128, 4, 64), (8, 96, 96, 8, 64), (32, 64, 64, 8, 32)
+SIMULATED = (
+    *_settings(_MANY_128, (13,), (16,), (24,), (24, 8), (32,), (32, 4), (32, 8), (32, 12), (32, 16), (32, 20)),
+    *_settings(_MANY_128, (32, 32), (48,), (48, 8), (48, 12), (48, 48), (64,), (64, 8), (64, 16), (64, 32)),
+    *_settings(_MANY_128, (96,), (96, 8), (96, 32), (32, 1, 2), (32, 8, 2), (32, 1, 4), (64, 1, 2)),
+    *_settings(_MANY_96, (25,), (32,), (32, 8), (32, 16), (48,), (48, 8), (48, 24), (48, 48), (64,), (64, 8), (80, 8)),
+    *_settings(_MANY_64, (13,), (16,), (31,), (32,), (32, 8), (32, 16), (32, 32), (48,), (48, 8), (48, 16), (32, 1, 2)),
+)
+SIMULATED_SMALL = (
+    *_settings(_MANY_128, (7,), (9,), (16, 8), (16, 16)),
+    *_settings(_MANY_64, (7,), (9,), (16, 8), (16, 16)),
+)
+SIMULATOR_GROUPS: dict[str, tuple[Case, ...]] = {
+    "all": SIMULATED,
+    "small": SIMULATED_SMALL,
+    "tiny": _settings((1, 8, 8, 1, 8), (3,), (4, 4), (2, 2, 2)),
+}
+
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
     "classifier": CLASSIFIER,

@@ -47,6 +47,25 @@ MODEL_COLUMNS = (
     *ORIGIN,
 )
 
+# One line a setting: its time, that of our kernel at kernel = map and of SDPA over the whole map; speed-ups over the
+# former, as measured and at most.
+SIMULATOR_KEY = (*_MAP, "kernel", "dilation", "stride")
+SIMULATOR_COLUMNS = (
+    *SIMULATOR_KEY,
+    "chunks_a_tile",
+    "block_sparse",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "full_ms",
+    "sdpa_ms",
+    "flop_bound",
+    "bound",
+    "speedup",
+    "note",
+    *ORIGIN,
+)
+
 DATA_KEY = ("implementation", "workers", "batch", "size", "augment")
 DATA_COLUMNS = (*DATA_KEY, "images_per_s", "images_per_s_core", "p20", "p80", *ORIGIN)
 

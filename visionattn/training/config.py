@@ -313,7 +313,8 @@ def validate(config: TrainConfig) -> None:
         "optim.accumulation": 1,
         "schedule.epochs": 1, "schedule.warmup_epochs": 0, "schedule.cooldown_epochs": 0, "run.eval_every": 1,
         "run.checkpoint_epochs": 1, "run.checkpoint_steps": 0, "run.log_steps": 1,
-        "augment.mixup": 0, "augment.cutmix": 0, "augment.mix_off_epochs": 0, "augment.color_jitter": 0, "optim.weight_decay": 0,
+        "augment.mixup": 0, "augment.cutmix": 0, "augment.mix_off_epochs": 0, "augment.color_jitter": 0,
+        "optim.weight_decay": 0,
         "schedule.min_lr": 0, "schedule.warmup_lr": 0, "augment.repeats": 1, "data.shuffle_buffer": 1,
     }  # fmt: skip
     probability = [
