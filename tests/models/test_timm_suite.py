@@ -31,8 +31,10 @@ FULL = {
     "test_prune_intermediate_layers_contract",
 }  # not TorchScript, which torch has deprecated
 SMALLEST = ["gna_nano", "fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny"]  # one a family
+SMALLEST += ["fused_davit_tiny"]
 ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
-ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit") for size in ("tiny", "small", "base", "large")]
+SIZES = ("tiny", "small", "base", "large")
+ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit", "davit") for size in SIZES]
 ALL += [f"fused_gcvit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base")]
 
 
