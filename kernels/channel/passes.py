@@ -43,6 +43,20 @@ def _load(p, stride, n, stop, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexp
 
 
 @triton.jit
+def _load_turned(p, stride, n, stop, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
+    """[BD, BN]: turned by its pointers, since a block turned by ``tl.trans`` would not be copied asynchronously."""
+    o_n = n + tl.arange(0, BN)
+    o_d = tl.arange(0, BD)
+    mask = (o_n < stop)[None, :]
+    if BD != D:
+        mask = mask & (o_d < D)[:, None]
+    b = tl.load(p + o_n.to(tl.int64)[None, :] * stride + o_d[:, None], mask=mask, other=0.0)
+    if UPCAST:
+        b = b.to(tl.float32)
+    return b
+
+
+@triton.jit
 def _store(p, stride, n, stop, b, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     ptr, mask = _rows(p, stride, n, stop, BN, D, BD)
     tl.store(ptr, b.to(p.dtype.element_ty), mask=mask)
@@ -80,9 +94,9 @@ def channel_forward(
         p_v += (b * v_b + g * v_g) * ALIGN
         b_s = tl.zeros([BD, BD], tl.float32)
         for n in range(start, stop, BN):
-            b_k = _load(p_k, k_n * ALIGN, n, stop, BN, D, BD, UPCAST)
+            b_kt = _load_turned(p_k, k_n * ALIGN, n, stop, BN, D, BD, UPCAST)
             b_v = _load(p_v, v_n * ALIGN, n, stop, BN, D, BD, UPCAST)
-            b_s = tl.dot(tl.trans(b_k), b_v, b_s, input_precision=PRECISION)  # [k's channels, v's channels]
+            b_s = tl.dot(b_kt, b_v, b_s, input_precision=PRECISION)  # [k's channels, v's channels]
     else:
         b_s = _add_up(p_partial, (b * groups + g) * parts, parts, D, BD)
     if SECOND:
@@ -110,7 +124,7 @@ def channel_backward(
     FIRST: tl.constexpr, SECOND: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dq = dout map and the map's gradient; then dk = scale v dS^T and dv = scale k dS of a slice. dout is contiguous."""
+    """dq = dout map and the map's gradient; dk = scale v dS^T and dv = scale k dS of a slice. dout is contiguous."""
     b, g, piece, start, stop = _program(groups, slices, size, tokens)
     o_map, m_map = _square(D, BD)
     b_a = tl.load(p_map + (b * groups + g) * (D * D) + o_map, mask=m_map, other=0.0)

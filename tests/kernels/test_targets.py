@@ -18,6 +18,14 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     def empty(side=size):
         return torch.empty(1, side, side, 2, d, dtype=getattr(torch, dtype))
     q, k, v, dq, dk, dv, grad = (empty() for _ in range(7))
+    if op == "channel":
+        from visionattn.kernels.channel import fused, tuning
+        tuning.SLICE, = more                                # whole maps, or slices of them
+        with compile_only(capability) as compiled:
+            out, weights = fused.forward(q, k, v, 1.0)
+            fused.backward(grad, q, k, v, out, weights, 1.0, dq, dk, dv)
+        found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
+        continue
     if op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
@@ -56,20 +64,23 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
     more = {"neighborhood": [(14, 7), (7, 7), (32, 13)],
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
-                       (8, 4, 2, "block", False)]}[op]
+                       (8, 4, 2, "block", False)],
+            "channel": [(14, 4096), (14, 100)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
-@pytest.mark.parametrize("op", ["neighborhood", "window"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "channel"])
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "channel"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)
 def test_every_kernel_fits(capability, d, dtype, op):
+    if op == "channel" and d > 128:
+        pytest.skip("so many channels a group run the reference")
     _compile(_cases(op, capability, d, dtype, (False, True)))
