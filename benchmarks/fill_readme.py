@@ -129,7 +129,7 @@ def sizes() -> str:
             model(image)
         parameters = sum(p.numel() for p in model.parameters())
         dims = "-".join(str(info["num_chs"]) for info in model.feature_info)
-        family = name.rpartition("_")[0]
+        family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         lines.append(
             (
                 (family != "gna", family, parameters),

@@ -6,6 +6,7 @@ if __name__ == "kernels":
 
 from ._dispatch import explain
 from .channel import channel_attention, channel_attention_packed
+from .halo import halo_attention, halo_attention_packed_kv
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
 from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
@@ -13,6 +14,8 @@ __all__ = [
     "channel_attention",
     "channel_attention_packed",
     "explain",
+    "halo_attention",
+    "halo_attention_packed_kv",
     "neighborhood_attention",
     "neighborhood_attention_packed",
     "window_attention",

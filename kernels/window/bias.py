@@ -8,7 +8,7 @@ fixed.
 import triton
 import triton.language as tl
 
-from .._attend import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilities
+from .._blocks import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilities
 
 
 @triton.jit

@@ -14,11 +14,12 @@ from torch import Tensor
 from .. import _attend as engine
 from .. import _attend_closed as closed
 from .. import _host as host
+from .._arguments import ceil_div
 from .._launch import launch, unspecialised
 from .._register import lse_shape
 from . import bias as wide_bias
 from . import maps, reference, tuning
-from .geometry import Geometry, ceil_div
+from .geometry import Geometry
 
 FORWARD = unspecialised(engine.attend_forward)
 BACKWARD_Q = unspecialised(engine.attend_backward_q)

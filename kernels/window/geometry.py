@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .._arguments import pair
+from .._arguments import ceil_div, pair
 
 PARTITIONS = ("block", "grid")
 
@@ -39,11 +39,6 @@ class Geometry(NamedTuple):
         """(query, key) pairs that attend on one map."""
         rows, columns = (_axis_pairs(n, w, s, self.grid) for n, w, s in zip((height, width), self.window, self.shift))
         return rows * columns
-
-
-def ceil_div(n: int, d: int) -> int:
-    """n / d rounded up; symbolic sizes stay symbolic."""
-    return (n + d - 1) // d
 
 
 def _axis_pairs(n: int, window: int, shift: int, grid: bool) -> int:

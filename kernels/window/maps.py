@@ -51,7 +51,7 @@ def packed_kind(kind, height, width, a_y, a_x, P: tl.constexpr):
     alike_x, count_x, kinds_x = _along(width, a_x, P[1], P[2])
     first_y, n_y = _kind(kind // kinds_x, alike_y, count_y, P[2])
     first_x, n_x = _kind(kind % kinds_x, alike_x, count_x, P[2])
-    return n_y * n_x, (first_y, first_x, n_x, count_y, count_x)
+    return first_y * count_x + n_y * first_x, n_y * n_x, (first_y, first_x, n_x, count_y, count_x)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad
 
-from .geometry import Geometry, ceil_div
+from .._arguments import ceil_div
+from .geometry import Geometry
 
 CHUNK = 1 << 26  # logits that are held at a time: 256 MB
 

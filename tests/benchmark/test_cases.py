@@ -2,13 +2,14 @@
 
 import pytest
 
-from visionattn.benchmark.cases import CLASSIFIER, GROUPS, SWIN, Case, WindowCase
+from visionattn.benchmark.cases import CLASSIFIER, GROUPS, HALONET50TS, SWIN, Case, HaloCase, WindowCase
 
 
 def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert GROUPS["neighborhood"]["all"][:6] == CLASSIFIER
     assert len(GROUPS["neighborhood"]["all"]) == 13
     assert GROUPS["window"]["all"][:5] == SWIN
+    assert GROUPS["halo"]["all"][:3] == HALONET50TS
 
 
 NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
@@ -25,6 +26,8 @@ def test_names_are_unique_and_say_dilation_and_stride():
         names = [case.name for case in groups["all"]]
         assert len(set(names)) == len(names)
     assert WindowCase(1, 8, 8, 1, 8, 4, 2).name == "B1 8x8 h1 d8 w4 shift 2"
+    assert HaloCase(1, 8, 8, 1, 8, 8, 4, 1).name == "B1 8x8 h1 d8 b4 halo 1"
+    assert HaloCase(1, 8, 8, 1, 8, 20, 4, 1, 2).name == "B1 8x8 h1 d8/20 b4 halo 1 stride 2"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
 
 
@@ -37,3 +40,14 @@ def test_floor_is_bytes_or_products_whichever_takes_longer():
     # A product over a window costs two operations an element and key.
     assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(2 * 2 * elements * 25 / 1000)
     assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(7 * 2 * elements * 25 / 1000)
+
+
+def test_floor_of_halos_counts_the_queries_that_there_are_and_the_values_own_width():
+    case = HaloCase(2, 8, 12, 3, 16, 40, 4, 1, 2)
+    queries, keys, seen = 2 * 4 * 6 * 3, 2 * 8 * 12 * 3, 6 * 6
+    unlimited = float("inf")
+    elements = queries * 16 + keys * (16 + 40) + queries * 40  # q, k and v, the output
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(3 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * queries * seen * (16 + 40))
+    assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(2 * queries * seen * (4 * 16 + 3 * 40))

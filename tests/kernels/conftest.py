@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels import _dispatch
+from visionattn.kernels.halo.geometry import Geometry as Halos
 from visionattn.kernels.neighborhood.geometry import Geometry
 from visionattn.kernels.window.geometry import Geometry as Windows
 
@@ -118,6 +119,58 @@ def channels_in_dtype(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     tokens, rows, columns = (x.flatten(1, 2).permute(0, 2, 3, 1) for x in (q, k, v))     # [B, groups, D, N]
     weights = ((rows * scale) @ columns.transpose(-1, -2)).softmax(-1)
     return (weights @ tokens).permute(0, 3, 1, 2).unflatten(1, q.shape[1:3])
+
+
+def halo_by_loop(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, geometry: Halos,
+                 scale: float) -> Tensor:
+    """One query after another; keys and values that lie outside the map are made of zeros."""
+    batch, height, width, heads, _ = q.shape
+    (block_h, block_w), (halo_h, halo_w), (stride_h, stride_w) = geometry
+    (rows, columns), (window_h, window_w) = k.shape[1:3], geometry.window
+    out = torch.empty(*q.shape[:4], v.shape[-1], dtype=q.dtype)
+    for y in range(height):
+        in_block_y = y % (block_h // stride_h)
+        top = y * stride_h // block_h * block_h - halo_h
+        for x in range(width):
+            in_block_x = x % (block_w // stride_w)
+            left = x * stride_w // block_w * block_w - halo_w
+            keys, values = (z.new_zeros(batch, window_h, window_w, heads, z.shape[-1]) for z in (k, v))
+            for i in range(window_h):
+                for j in range(window_w):
+                    if 0 <= top + i < rows and 0 <= left + j < columns:
+                        keys[:, i, j], values[:, i, j] = k[:, top + i, left + j], v[:, top + i, left + j]
+            query = q[:, y, x]
+            logits = torch.einsum("bhd,byxhd->bhyx", query, keys) * scale
+            first_h, first_w = window_h - 1 - in_block_y, window_w - 1 - in_block_x
+            logits = logits + (query @ rel_h[first_h:first_h + window_h].T)[..., :, None]
+            logits = logits + (query @ rel_w[first_w:first_w + window_w].T)[..., None, :]
+            weights = logits.flatten(2).softmax(-1).view_as(logits)
+            out[:, y, x] = torch.einsum("bhyx,byxhd->bhd", weights, values)
+    return out
+
+
+def halo_to_all(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, geometry: Halos,
+                scale: float) -> Tensor:
+    """Every query against the whole map, zeros around it, under a mask, in q's dtype throughout."""
+    pads, masks, shown = [], [], []
+    for n, many, block, halo, stride, table, window in zip(
+            k.shape[1:3], q.shape[1:3], *geometry, (rel_h, rel_w), geometry.window, strict=True):
+        blocks = -(-n // block)
+        query, key = torch.arange(many, device=q.device)[:, None], torch.arange(blocks * block + 2 * halo)
+        number = key.to(q.device) - query * stride // block * block                   # of the key in the window
+        masks.append((number >= 0) & (number < window))
+        shown.append((number - query % (block // stride) + window - 1).clamp(0, len(table) - 1))
+        pads = [halo, blocks * block + halo - n, *pads]
+    k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, *pads)) for x in (k, v))
+    seen = (masks[0][:, None, :, None] & masks[1][None, :, None, :]).flatten(2).flatten(0, 1)
+    by_row, by_column = (torch.einsum("byxhd,nd->bhyxn", q, table.to(q.dtype)) for table in (rel_h, rel_w))
+    by_row = by_row.gather(-1, shown[0][None, None, :, None].expand(*by_row.shape[:4], -1))
+    by_column = by_column.gather(-1, shown[1][None, None, None].expand(*by_column.shape[:4], -1))
+    added = (by_row[..., None] + by_column[..., None, :]).flatten(4).flatten(2, 3)
+    logits = (q * scale).flatten(1, 2).transpose(1, 2) @ k.flatten(1, 2).permute(0, 2, 3, 1) + added
+    weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
+    out = weights @ v.flatten(1, 2).transpose(1, 2)
+    return out.transpose(1, 2).unflatten(1, q.shape[1:3])
 
 
 def run(function: Callable, tensors: dict[str, Tensor | None], grad: Tensor | None) -> dict[str, Tensor]:
@@ -250,6 +303,34 @@ def windows_drawn() -> Callable:
 @pytest.fixture
 def channels_eager() -> Callable:
     return channels_in_dtype
+
+
+@pytest.fixture
+def halo_loop() -> Callable:
+    return halo_by_loop
+
+
+@pytest.fixture
+def halo_all() -> Callable:
+    return halo_to_all
+
+
+@pytest.fixture
+def halo_drawn() -> Callable:
+    """draw(batch, height, width, heads, d, dv, geometry, device): float64 tensors as `drawn` gives them.
+
+    height and width are those of the keys.
+    """
+
+    def draw_halos(batch: int, height: int, width: int, heads: int, d: int, dv: int, geometry: Halos,
+                   device: str) -> dict[str, Tensor]:
+        shapes = dict(q=(batch, *geometry.query_map(height, width), heads, d), k=(batch, height, width, heads, d),
+                      v=(batch, height, width, heads, dv), rel_h=(2 * geometry.window[0] - 1, d),
+                      rel_w=(2 * geometry.window[1] - 1, d))
+        tensors = {name: torch.randn(shape).bfloat16().to(device, torch.float64) for name, shape in shapes.items()}
+        return tensors | {name: tensors[name] / 4 for name in ("rel_h", "rel_w")}
+
+    return draw_halos
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_HALOS, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -30,12 +30,21 @@ def kernels_csv(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def window_csv(tmp_path_factory):
-    path = tmp_path_factory.mktemp("window") / "cpu_window.csv"
-    argv = ["kernels", "--op", "window", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1"]
+def _beside_timm(op, folder):
+    path = folder / f"cpu_{op}.csv"
+    argv = ["kernels", "--op", op, "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1"]
     assert main([*argv, "--no-compiled", "--out", str(path)]) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def window_csv(tmp_path_factory):
+    return _beside_timm("window", tmp_path_factory.mktemp("window"))
+
+
+@pytest.fixture(scope="module")
+def halo_csv(tmp_path_factory):
+    return _beside_timm("halo", tmp_path_factory.mktemp("halo"))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +81,21 @@ def test_window_csv_has_every_measurement_and_timms_path_gives_the_same(window_c
         (str(case.height), str(case.shift), i, p)
         for case in TINY_WINDOWS
         for i in ("floor", "ours", "ours plain", "timm")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] == "timm"}
+    assert notes == {"from timm: output 0.00%, gradients 0.00%"}
+
+
+def test_halo_csv_has_every_measurement_and_timms_layer_gives_the_same(halo_csv):
+    rows = lines(halo_csv)
+    assert tuple(rows[0]) == records.HALO_COLUMNS
+    found = {(row["dim_v"], row["stride"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.dim_v), str(case.stride), i, p)
+        for case in TINY_HALOS
+        for i in ("floor", "ours", "timm")
         for p in ("forward", "forward_backward")
     }
     assert all(float(row["p50_ms"]) > 0 for row in rows)
@@ -131,13 +155,13 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, models_csv, tmp_path):
-    files = [str(path) for path in (kernels_csv, window_csv, models_csv)]
+def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, halo_csv, models_csv, tmp_path):
+    files = [str(path) for path in (kernels_csv, window_csv, halo_csv, models_csv)]
     assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
-    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_models.png"):
+    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_models.png"):
         data = (tmp_path / "figures" / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
-    assert len(list((tmp_path / "figures").iterdir())) == 3
+    assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
 BAD = {

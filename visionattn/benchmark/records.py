@@ -24,7 +24,14 @@ KERNEL_COLUMNS = (*KERNEL_KEY, *_TIMES)
 
 WINDOW_KEY = (*_MAP, "window", "shift", "implementation", "pass")
 WINDOW_COLUMNS = (*WINDOW_KEY, *_TIMES)
-KERNEL_RECORDS = {"neighborhood": (KERNEL_COLUMNS, KERNEL_KEY), "window": (WINDOW_COLUMNS, WINDOW_KEY)}
+
+HALO_KEY = (*_MAP, "dim_v", "block", "halo", "stride", "implementation", "pass")
+HALO_COLUMNS = (*HALO_KEY, *_TIMES)
+KERNEL_RECORDS = {
+    "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
+    "window": (WINDOW_COLUMNS, WINDOW_KEY),
+    "halo": (HALO_COLUMNS, HALO_KEY),
+}
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")
 MODEL_COLUMNS = (

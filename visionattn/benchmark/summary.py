@@ -5,19 +5,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import NamedTuple
 
-from .cases import CLASSIFIER, GROUPS, SWIN, Case, WindowCase
+from .cases import CLASSIFIER, GROUPS, H1, HALONET50TS, SWIN, Case, HaloCase, WindowCase
 
+TIMMS = {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"}
 PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
 
 
 class Op(NamedTuple):
     """How an op's results are read."""
 
-    case: type[Case] | type[WindowCase]
+    case: type[Case] | type[WindowCase] | type[HaloCase]
     implementations: tuple[str, ...]  # in the table's order
     mine: tuple[str, ...]  # those of ours that are set against the peers
     peers: dict[str, str]  # what they are called in a sentence; the first one also gets a column
-    head: tuple[Case, ...] | tuple[WindowCase, ...]  # the rows of the geometric mean
+    head: tuple[Case, ...] | tuple[WindowCase, ...] | tuple[HaloCase, ...]  # the rows of the geometric mean
 
 
 OPS = {
@@ -32,12 +33,19 @@ OPS = {
         WindowCase,
         ("floor", "ours", "ours plain", "timm", "timm compiled"),
         ("ours",),
-        {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"},
+        TIMMS,
         SWIN,
+    ),
+    "halo": Op(
+        HaloCase,
+        ("floor", "ours", "timm", "timm compiled"),
+        ("ours",),
+        TIMMS,
+        HALONET50TS + H1,
     ),
 }
 
-Table = dict[Case | WindowCase, dict[tuple[str, str], Mapping[str, str]]]
+Table = dict[Case | WindowCase | HaloCase, dict[tuple[str, str], Mapping[str, str]]]
 
 
 def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: str | None = None) -> Table:

@@ -2,6 +2,7 @@
 
 from visionattn.layers.channel import ChannelAttention
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
+from visionattn.layers.halo import HaloAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.position import ConvPositionEncoding
 from visionattn.layers.transformer import TransformerBlock
@@ -12,6 +13,7 @@ __all__ = [
     "ConvDownsample",
     "ConvPositionEncoding",
     "ConvStem",
+    "HaloAttention",
     "NeighborhoodAttention",
     "PatchMerging",
     "PatchStem",
