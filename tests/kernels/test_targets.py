@@ -81,7 +81,7 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
 @pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel"])
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_models_kernels_fit(capability, op):
-    _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
+    _compile(_cases(op, capability, 32, "bfloat16", (True,))[:1 if op == "channel" else 3])
 
 
 @pytest.mark.slow
