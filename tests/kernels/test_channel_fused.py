@@ -57,10 +57,10 @@ def test_slices_cover_a_map_and_are_bounded(tokens):
     assert slices <= tuning.SLICES and (slices == 1) == (tokens <= tuning.SLICE)
 
 
-@pytest.mark.parametrize("tokens", [4096, 7, 2], ids=["whole", "slices", "many-slices"])
+@pytest.mark.parametrize("tokens", [4096, 5, 1], ids=["whole", "slices", "many-slices"])
 def test_repeats_and_images_alone_are_bitwise_equal(tokens, fused, drawn, results, monkeypatch):
     monkeypatch.setattr(tuning, "SLICE", tokens)
-    tensors = {name: x.float() for name, x in drawn(2, 3, 6, 1, 16, 16, None, fused).items()}
+    tensors = {name: x.float() for name, x in drawn(2, 3, 3, 1, 16, 16, None, fused).items()}
     grad = torch.randn(tensors["q"].shape, device=fused)
     first, second = (results(_attend, tensors, grad) for _ in range(2))
     alone = results(_attend, {name: x[1:] for name, x in tensors.items()}, grad[1:])

@@ -78,10 +78,14 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo"])
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_models_kernels_fit(capability, op):
-    _compile(_cases(op, capability, 32, "bfloat16", (True,))[:1 if op == "channel" else 3])
+    _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
+
+
+def test_the_models_channel_kernels_fit():
+    _compile([_cases("channel", capability, 32, "bfloat16", (False,))[0] for capability in SHARED])
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def _ours(theirs, size, **kwargs):
     return model
 
 
-@pytest.mark.parametrize("img_size", [(224, 224), (97, 250)], ids=str)
+@pytest.mark.parametrize("img_size", [pytest.param((224, 224), marks=pytest.mark.slow), (97, 250)], ids=str)
 def test_tiny_gives_timms_maps_logits_and_gradients(img_size, filled):
     # in float64: sums over whole maps make the softmax steep, and gradients in float32 noisy on both sides
     theirs = _timms("tiny", filled).double()
@@ -166,6 +166,7 @@ def test_compiles_as_one_graph_forward_and_backward(compiled_whole):
     torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.slow
 def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(onnx_equal, tmp_path):
     model = _short(dims=(32,), depths=(1,), num_heads=(1,)).eval()
     onnx_equal(model, tmp_path / "model.onnx", 64, (2, 3, 90, 101), [(3, 3, 112, 84), (1, 3, 64, 97)])
