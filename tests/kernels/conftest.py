@@ -124,6 +124,13 @@ def windows_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometr
     return attend_under_mask(q, k, v, added, seen, scale)
 
 
+def channels_in_dtype(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Channel attention of [B, H, W, groups, D] in q's dtype throughout: what eager PyTorch gives."""
+    tokens, rows, columns = (x.flatten(1, 2).permute(0, 2, 3, 1) for x in (q, k, v))     # [B, groups, D, N]
+    weights = ((rows * scale) @ columns.transpose(-1, -2)).softmax(-1)
+    return (weights @ tokens).permute(0, 3, 1, 2).unflatten(1, q.shape[1:3])
+
+
 def halo_by_loop(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, geometry: Halos,
                  scale: float) -> Tensor:
     """One query after another; keys and values that lie outside the map are made of zeros."""
@@ -301,6 +308,11 @@ def windows_drawn() -> Callable:
         return tensors
 
     return draw_windows
+
+
+@pytest.fixture
+def channels_eager() -> Callable:
+    return channels_in_dtype
 
 
 @pytest.fixture

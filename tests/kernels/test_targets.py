@@ -18,6 +18,14 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     def empty(side=size):
         return torch.empty(1, side, side, 2, d, dtype=getattr(torch, dtype))
     q, k, v, dq, dk, dv, grad = (empty() for _ in range(7))
+    if op == "channel":
+        from visionattn.kernels.channel import fused, tuning
+        tuning.SLICE, = more                                # whole maps, or slices of them
+        with compile_only(capability) as compiled:
+            out, weights = fused.forward(q, k, v, 1.0)
+            fused.backward(grad, q, k, v, out, weights, 1.0, dq, dk, dv)
+        found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
+        continue
     rest = ()
     if op == "halo":
         from visionattn.kernels.halo import fused, geometry
@@ -65,7 +73,8 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
-            "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)]}[op]
+            "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
+            "channel": [(14, 4096), (14, 100)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
@@ -75,10 +84,16 @@ def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
+def test_the_models_channel_kernels_fit():
+    _compile([_cases("channel", capability, 32, "bfloat16", (False,))[0] for capability in SHARED])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)
 def test_every_kernel_fits(capability, d, dtype, op):
+    if op == "channel" and d > 128:
+        pytest.skip("so many channels a group run the reference")
     _compile(_cases(op, capability, d, dtype, (False, True)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_HALOS, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -53,6 +53,11 @@ def simulator_csv(tmp_path_factory):
     argv = ["simulator", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1", "--out", str(path)]
     assert main(argv) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def channel_csv(tmp_path_factory):
+    return _beside_timm("channel", tmp_path_factory.mktemp("channel"))
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +128,22 @@ def test_simulator_csv_has_the_bounds_and_the_measured_speedup_of_every_setting(
         assert float(row["bound"]) > 0 and float(row["sdpa_ms"]) > 0 and row["block_sparse"] in ("True", "False")
 
 
+def test_channel_csv_has_every_measurement_and_every_form_gives_the_same(channel_csv):
+    rows = lines(channel_csv)
+    assert tuple(rows[0]) == records.CHANNEL_COLUMNS
+    forms = ("timm", "sdpa", "tokens first", "channels first")
+    found = {(row["height"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.height), i, p)
+        for case in TINY_CHANNELS
+        for i in ("floor", "ours", *forms)
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] in forms}
+    assert notes == {f"from {form}: output 0.00%, gradients 0.00%" for form in forms}
+
+
 def test_a_second_run_replaces_its_lines(kernels_csv, capsys):
     before = lines(kernels_csv)
     argv = [
@@ -175,15 +196,16 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-def test_plot_draws_a_picture_of_each_kind(
-    kernels_csv, window_csv, halo_csv, models_csv, simulator_csv, tmp_path
-):
-    files = [str(path) for path in (kernels_csv, window_csv, halo_csv, models_csv, simulator_csv)]
+PLOTTED = ("kernels", "window", "halo", "channel", "models", "simulator")
+
+
+def test_plot_draws_a_picture_of_each_kind(request, tmp_path):
+    files = [str(request.getfixturevalue(f"{name}_csv")) for name in PLOTTED]
     assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
-    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_models.png", "cpu_simulator.png"):
-        data = (tmp_path / "figures" / name).read_bytes()
+    for name in PLOTTED:
+        data = (tmp_path / "figures" / f"cpu_{name}.png").read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
-    assert len(list((tmp_path / "figures").iterdir())) == 5
+    assert len(list((tmp_path / "figures").iterdir())) == len(PLOTTED)
 
 
 BAD = {

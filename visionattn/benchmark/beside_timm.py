@@ -1,13 +1,14 @@
-"""An op of ours beside timm's path from projections to output, eager and compiled, and what the hardware could do."""
+"""An op of ours beside timm's path from projections to output and other ways to write it, eager and compiled, and what
+the hardware could do."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .cases import HaloCase, WindowCase
+from .cases import AnyCase
 from .measurement import Measurement, difference, passes
 from .records import Records
 from .timing import measure_rates
@@ -26,41 +27,53 @@ class Side(NamedTuple):
     common: Callable[[Tensor], Tensor] = _same  # brings an output or a gradient into the layout that sides share
 
 
-Sides = Callable[[WindowCase | HaloCase, torch.device, torch.dtype], dict[str, Side]]
+class Given(nn.Module):
+    """What a projection would have given."""
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.x = x
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.x
 
 
-def agreement(ours: Side, timm: Side) -> str:
-    """How far our output and gradients lie from timm's, as relative norms: both must compute the same thing."""
+Sides = Callable[[AnyCase, torch.device, torch.dtype], dict[str, Side]]
+
+
+def agreement(ours: Side, peer: Side, name: str) -> str:
+    """How far our output and gradients lie from the peer's, as relative norms: both must compute the same thing."""
     found = []
-    for side in (ours, timm):
+    for side in (ours, peer):
         out = side.call()
         gradients = torch.autograd.grad(out, side.leaves, side.grad)
         found.append([side.common(x) for x in (out.detach(), *gradients)])
     output, *gradients = (difference(a, b) for a, b in zip(*found, strict=True))
-    return f"from timm: output {output:.2%}, gradients {max(gradients):.2%}"
+    return f"from {name}: output {output:.2%}, gradients {max(gradients):.2%}"
 
 
 def measure_case(m: Measurement, sides: dict[str, Side], compiled: bool) -> None:
-    """Adds every line of one case but the floor: all of ``sides``, of which "ours" and "timm" must agree."""
+    """Adds every line of one case but the floor: all of ``sides``, of which "ours" and those not ours must agree."""
+    peers = [name for name in sides if not name.startswith("ours")]
     for implementation, side in sides.items():
         note = None
-        if implementation == "timm":
+        if implementation in peers:
             try:
-                note = agreement(sides["ours"], side)
+                note = agreement(sides["ours"], side, implementation)
             except Exception as error:
                 note = f"not compared: {type(error).__name__}"
         for name, fn in passes(*side[:3]).items():
             m.call(implementation, name, fn, note=note)
-    if compiled:
+    for peer in peers if compiled else ():
         torch._dynamo.reset()
-        step, leaves, grad, _ = sides["timm"]
+        step, leaves, grad, _ = sides[peer]
         for name, fn in passes(torch.compile(step, dynamic=False), leaves, grad).items():
-            m.call("timm compiled", name, fn)
+            m.call(f"{peer} compiled", name, fn)
 
 
 def run(
     sides: Sides,
-    cases: Sequence[WindowCase | HaloCase],
+    cases: Sequence[AnyCase],
     records: Records,
     device: torch.device,
     dtype: torch.dtype,
@@ -74,7 +87,7 @@ def run(
     """Measures ``cases`` in order and writes the records after each; ``say`` is told of progress.
 
     ``sides`` draws a case's tensors and gives what is measured on them. ``budget_s`` is for the whole run: cases after
-    it are left out. ``compiled``: timm's path under torch.compile too.
+    it are left out. ``compiled``: the peers under torch.compile too.
     """
     start = time.monotonic()
     rates = measure_rates(device, dtype)

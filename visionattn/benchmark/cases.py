@@ -122,6 +122,44 @@ class HaloCase:
         return _floor_ms(queries, keys, self.window**2, *dims, element_bytes, bytes_per_ms, flops_per_ms, backward)
 
 
+@dataclass(frozen=True)
+class ChannelCase:
+    """One channel attention problem: ``heads`` groups of ``dim`` channels of a ``[batch, height, width]`` map."""
+
+    op: ClassVar[str] = "channel"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+
+    @property
+    def name(self) -> str:
+        return f"B{self.batch} {self.height}x{self.width} g{self.heads} d{self.dim}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take, the weights between channels taken for nothing.
+
+        Forward moves q, k, v and the output and needs two products over all tokens; backward moves q, k, v, the
+        output's gradient and three gradients and needs four.
+        """
+        maps, products = (11, 6) if backward else (4, 2)
+        elements = self.batch * self.height * self.width * self.heads * self.dim
+        return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * self.dim / flops_per_ms)
+
+
+AnyCase = Case | WindowCase | HaloCase | ChannelCase
+
+
 def _floor_ms(
     queries: int,
     keys: int,
@@ -221,6 +259,22 @@ SIMULATOR_GROUPS: dict[str, tuple[Case, ...]] = {
     "tiny": _settings((1, 8, 8, 1, 8), (3,), (4, 4), (2, 2, 2)),
 }
 
+
+# The stages of DaViT-T at 224x224 and batch 128, and at 512x512 and batch 64.
+DAVIT = (
+    ChannelCase(128, 56, 56, 3, 32),
+    ChannelCase(128, 28, 28, 6, 32),
+    ChannelCase(128, 14, 14, 12, 32),
+    ChannelCase(128, 7, 7, 24, 32),
+)
+DAVIT_512 = (
+    ChannelCase(64, 128, 128, 3, 32),
+    ChannelCase(64, 64, 64, 6, 32),
+    ChannelCase(64, 32, 32, 12, 32),
+    ChannelCase(64, 16, 16, 24, 32),
+)
+TINY_CHANNELS = (ChannelCase(2, 7, 7, 2, 8), ChannelCase(1, 12, 20, 1, 16))
+
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
     "classifier": CLASSIFIER,
@@ -239,4 +293,14 @@ HALO_GROUPS: dict[str, tuple[HaloCase, ...]] = {
     "classifier": HALONET50TS,
     "tiny": TINY_HALOS,
 }
-GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS, "halo": HALO_GROUPS}
+CHANNEL_GROUPS: dict[str, tuple[ChannelCase, ...]] = {
+    "all": DAVIT + DAVIT_512,
+    "classifier": DAVIT,
+    "tiny": TINY_CHANNELS,
+}
+GROUPS = {
+    "neighborhood": NEIGHBORHOOD_GROUPS,
+    "window": WINDOW_GROUPS,
+    "halo": HALO_GROUPS,
+    "channel": CHANNEL_GROUPS,
+}

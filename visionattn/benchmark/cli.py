@@ -24,7 +24,8 @@ def _parser() -> argparse.ArgumentParser:
         "--op",
         choices=tuple(GROUPS),
         default="neighborhood",
-        help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path (default: %(default)s)",
+        help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, channel beside it and "
+        "other eager forms (default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
     )
     kernels.add_argument(
-        "--no-compiled", dest="compiled", action="store_false", help="skip timm's path under torch.compile"
+        "--no-compiled", dest="compiled", action="store_false", help="skip timm's path and its like under torch.compile"
     )
 
     kernels.add_argument(
@@ -167,9 +168,10 @@ def _kernels(args: argparse.Namespace) -> None:
 
         neighborhood.run(*common, args.first_calls, args.prepare, _say)
     else:
-        from . import beside_timm, halo, window
+        from . import beside_timm, channel, halo, window
 
-        beside_timm.run({"window": window, "halo": halo}[args.op].sides, *common, args.compiled, _say)
+        module = {"window": window, "halo": halo, "channel": channel}[args.op]
+        beside_timm.run(module.sides, *common, args.compiled, _say)
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}
     _say("\n".join(["", summary.render(table, args.op), *summary.speedups(table, args.op), f"written: {path}"]))

@@ -18,6 +18,10 @@ STYLES = {
     "sdpa": ("#999933", "SDPA over the whole map"),
     "timm": ("#d55e00", "timm's path"),
     "timm compiled": ("#999933", "timm's path, compiled"),
+    "tokens first": ("#cc79a7", "products of [N, D] matrices"),
+    "tokens first compiled": ("#e6b8d0", "products of [N, D] matrices, compiled"),
+    "channels first": ("#009e73", "products of [D, N] matrices"),
+    "channels first compiled": ("#8fd3bc", "products of [D, N] matrices, compiled"),
 }
 
 
