@@ -31,8 +31,11 @@ FULL = {
     "test_prune_intermediate_layers_contract",
 }  # not TorchScript, which torch has deprecated
 SMALLEST = ["gna_nano", "fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny"]  # one a family
+SMALLEST += ["nat_mini", "dinat_mini", "dinat_s_tiny"]
 ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
 ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit") for size in ("tiny", "small", "base", "large")]
+ALL += [f"{family}_{size}" for family in ("nat", "dinat") for size in ("mini", "tiny", "small", "base")]
+ALL += ["dinat_large", *(f"dinat_s_{size}" for size in ("tiny", "small", "base", "large"))]
 ALL += [f"fused_gcvit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base")]
 
 
