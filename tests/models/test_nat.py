@@ -251,3 +251,18 @@ def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(name, onnx_equal, tmp_p
     # one dilated block, of a neighborhood that some of the maps are smaller than
     model = _short(name, dims=(32,), depths=(1,), num_heads=(1,), dilations=((3,),)).eval()
     onnx_equal(model, tmp_path / "model.onnx", 64, (2, 3, 90, 101), [(3, 3, 112, 84), (1, 3, 64, 97)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gpu_gives_the_results_of_the_cpu_where_maps_are_filled_up(name, agree):
+    model, x = _short(name, drop_path_rate=0.0), torch.randn(2, 3, 57, 240)  # dilation 8: rows are filled up
+    results = []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            logits = model(x.to(device))
+            logits.square().sum().backward()
+        results.append({"logits": logits.detach().cpu(), **{n: p.grad.cpu() for n, p in model.named_parameters()}})
+    for key, expected in results[0].items():
+        agree(results[1][key], expected, key)
