@@ -56,6 +56,53 @@ def test_the_official_checkpoint_gives_the_official_logits(name, boosted, golden
     figures.check(model, boosted)
 
 
+def _as_transformers(state_dict, family):
+    """Official weights of NAT or DiNAT under the names, and cut into the parts, that Transformers gives them."""
+    renames = (
+        ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+        ("patch_embed.", "embeddings."),
+        ("levels.", "encoder.levels."),
+        (".blocks.", ".layers."),
+        (".norm1.", ".layernorm_before."),
+        (".norm2.", ".layernorm_after."),
+        (".attn.proj.", ".attention.output.dense."),
+        (".attn.", ".attention.self."),
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+    )
+    theirs = {}
+    for key, tensor in state_dict.items():
+        name = key.replace("norm.", "layernorm.") if key.startswith("norm.") else key
+        for official, other in renames:
+            name = name.replace(official, other)
+        name = name.replace("head.", "classifier.") if name.startswith("head.") else f"{family}.{name}"
+        if name.endswith(".gamma1"):
+            both = torch.stack([tensor, state_dict[key.replace("gamma1", "gamma2")]])
+            theirs[name.replace("gamma1", "layer_scale_parameters")] = both
+        elif ".qkv." in name:
+            parts = zip(("query", "key", "value"), tensor.chunk(3))
+            theirs |= {name.replace(".qkv.", f".{part}."): t.clone() for part, t in parts}
+        elif not name.endswith(".gamma2"):
+            theirs[name] = tensor
+    return theirs
+
+
+@pytest.mark.parametrize("name", ["nat_mini", "dinat_mini"])
+def test_the_weights_in_the_layout_of_transformers_are_the_same(name, golden):
+    official, model = golden(name).state_dict(boosted=False), _meta(name, layer_scale=1e-5)
+    blocks = [n.removesuffix("norm1.weight") for n in official if n.endswith("norm1.weight")]
+    for block in blocks:  # not in this model, but in the larger ones
+        official |= {f"{block}gamma{i}": torch.randn_like(official[f"{block}norm1.weight"]) for i in (1, 2)}
+    theirs = _as_transformers(official, name.partition("_")[0])
+    assert f"{name.partition('_')[0]}.encoder.levels.0.layers.0.attention.self.query.weight" in theirs
+    expected, found = (checkpoint_filter_fn(sd, model) for sd in (official, theirs))
+    assert expected.keys() == found.keys() == model.state_dict().keys()
+    assert all(torch.equal(t, found[n]) for n, t in expected.items())
+    del theirs[next(n for n in theirs if ".self.key.weight" in n)]
+    with pytest.raises(ValueError, match=r"1 missing \(stages.0.blocks.0.attn.qkv.weight\)"):
+        checkpoint_filter_fn(theirs, model)
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_the_official_constructors(name):
     model = timm.create_model(name, device="meta")

@@ -4,7 +4,8 @@ Papers: "Neighborhood Attention Transformer", arXiv 2204.07143 (NAT), and "Dilat
 arXiv 2209.15001 (DiNAT: every other block dilated; DiNAT_s: the same in Swin's layout). Weights: the authors'
 (github.com/SHI-Labs/Neighborhood-Attention-Transformer, MIT licence), in the layout of that repository. The addresses
 below are those that it names; its host has been out of reach at times, and a file that came another way loads through
-``pretrained_cfg_overlay=dict(file=...)``.
+``pretrained_cfg_overlay=dict(file=...)``. The same weights in the layout of Transformers load too, from a file or from
+the authors' uploads to Hugging Face: ``pretrained_cfg_overlay=dict(hf_hub_id="shi-labs/nat-mini-in1k-224")``.
 
 Dilated blocks reach over the whole map: their dilation is that of the nominal image, map // kernel_size, 8, 4, 2 and 1
 for images of 224x224. ``img_size=384`` makes it 13, 6, 3 and 1, the published models for such images, and the 11x11
@@ -111,38 +112,66 @@ class Nat(Pyramid):
                 attn.dilation = tuple(max(1, n // kernel) for n, kernel in zip(maps, attn.kernel_size))
 
 
-_NAT_PARTS = (  # of the authors' names, and what we call them
-    (r"^patch_embed\.proj\.0\.", "stem.conv1."),
-    (r"^patch_embed\.proj\.1\.", "stem.conv2."),
+_TRANSFORMERS = (  # patterns of Transformers' names, and the official repository's
+    (r"^(?:di)?nat\.", ""),
+    (r"^embeddings\.(?:patch_embeddings\.projection\.)?", lambda m: f"patch_embed.{'proj.' * ('proj' in m[0])}"),
+    (r"^encoder\.levels\.(\d+)\.(layers\.)?", lambda m: f"levels.{m[1]}.{'blocks.' * bool(m[2])}"),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.self\.", ".attn."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+    (r"^classifier\.", "head."),
+)
+_OFFICIAL = (  # patterns of the official repository's names, and what we call them
+    (r"^patch_embed\.proj\.([01])\.", lambda m: f"stem.conv{int(m[1]) + 1}."),
+    (r"^patch_embed\.", "stem."),
     (r"^levels\.(\d+)\.downsample\.reduction\.", r"levels.\1.downsample.conv."),
+    (r"^(?:levels|layers)\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
+    (r"^(?:levels|layers)\.", "stages."),
     (r"\.gamma([12])$", r".ls\1.gamma"),
+    (r"^head\.(?!fc\.)", "head.fc."),
 )
 
 
-def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.Tensor]:
-    """A checkpoint of NAT, DiNAT or DiNAT_s for ``model``: ours or the official one; tables are resized for another
-    window.
+def _rename(name: str, rules: Sequence[tuple]) -> str:
+    for theirs, ours in rules:
+        name = re.sub(theirs, ours, name)
+    return name
 
-    The official ones have each downsampler at the end of a stage.
+
+def _from_transformers(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under the official repository's names, with queries, keys and values of a block in one projection."""
+    found = {_rename(name, _TRANSFORMERS): tensor for name, tensor in found.items()}
+    for name in [name for name in found if ".attn.query." in name]:
+        parts = [found.pop(name.replace(".query.", f".{part}."), None) for part in ("query", "key", "value")]
+        if all(part is not None for part in parts):  # else the layout is refused for what is missing
+            found[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+    for name in [name for name in found if name.endswith(".layer_scale_parameters")]:
+        both, block = found.pop(name), name.removesuffix("layer_scale_parameters")  # [2, dim]
+        found[f"{block}gamma1"], found[f"{block}gamma2"] = both
+    return found
+
+
+def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.Tensor]:
+    """A checkpoint of NAT, DiNAT or DiNAT_s for ``model``; tables are resized for another window.
+
+    It may have our layout, the official repository's or Transformers'; these two have each downsampler at the end of a
+    stage.
 
     Raises:
         ValueError: for the checkpoint of another family or variant.
     """
-    found = unwrap_state_dict(checkpoint)
-    official = any(name.startswith("patch_embed.") for name in found)
-    state_dict = {_rename(name) if official else name: tensor for name, tensor in found.items()}
+    state_dict = unwrap_state_dict(checkpoint)
+    if any(".attention.self.query." in name for name in state_dict):
+        state_dict = _from_transformers(state_dict)
+    if any(name.startswith("patch_embed.") for name in state_dict):
+        state_dict = {_rename(name, _OFFICIAL): tensor for name, tensor in state_dict.items()}
     require_layout(state_dict, model, "NAT")
     resize_tables(state_dict, model, ".rpb")
     return state_dict
-
-
-def _rename(name: str) -> str:
-    """The official repository's name of a parameter as we have it."""
-    for theirs, ours in _NAT_PARTS:
-        name = re.sub(theirs, ours, name)
-    name = re.sub(r"^patch_embed\.", "stem.", name)
-    name = re.sub(r"^(?:levels|layers)\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample.", name)
-    return re.sub(r"^head\.(?!fc\.)", "head.fc.", re.sub(r"^(?:levels|layers)\.", "stages.", name))
 
 
 def _cfg(file: str, **kwargs) -> dict:
