@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
+from visionattn.layers.tracing import exporting
+
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, H, W, C] with zeros at the bottom and right, so that ``size`` (rows, columns) divides H and W."""
@@ -18,7 +20,7 @@ def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def _shortfall(n: int, least: int) -> int:
     """What ``n`` lacks. An exported graph has to serve both cases; a compiled one may be tied to that of its size."""
-    if torch.compiler.is_exporting():
+    if exporting():
         return torch.sym_max(least - n, 0)
     return least - n if n < least else 0
 

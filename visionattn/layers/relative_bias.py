@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
+from visionattn.layers.tracing import exporting
+
 
 def relative_index(window: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
     """Entry of a table of relative positions for each pair of a window's positions, [N queries, N keys].
@@ -56,6 +58,6 @@ def lay_out(table: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> 
     ``index`` and ``inverse`` are :func:`relative_index` and :func:`relative_inverse` of the window. The gradient is
     summed in a fixed order.
     """
-    if torch.is_grad_enabled() and table.requires_grad and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and table.requires_grad and not exporting():
         return _LayOut.apply(table, index, inverse)
     return table.t()[:, index]
