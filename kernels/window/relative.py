@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._tracing import exporting
+
 
 def relative_index(window: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Entry of a table of relative positions for each pair of a window's positions, [N queries, N keys].
@@ -54,6 +56,6 @@ def lay_out(table: Tensor, window: tuple[int, int]) -> Tensor:
 
     The gradient is summed in a fixed order.
     """
-    if torch.is_grad_enabled() and table.requires_grad and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and table.requires_grad and not exporting():
         return _LayOut.apply(table, window)
     return table.flatten(1)[:, relative_index(window, table.device)]

@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="NAME",
-        help="names for timm.create_model; a leading timm/ is for the reader",
+        help="names for timm.create_model; a leading timm/ is for the reader, natten/ puts NATTEN's op in the place of "
+        "ours in a NAT or DiNAT, which has no relative bias then, and unbiased/ leaves only the bias out",
     )
     models.add_argument("--batch", type=positive(int), default=128, help="images a step (default: %(default)s)")
     models.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
@@ -201,7 +202,7 @@ def _models(args: argparse.Namespace) -> None:
 
     from . import models, records
 
-    models.check_names(args.models)
+    models.check_names(args.models, device)
     path = args.out or records.default_path(device, "models")
     kept = records.Records(path, records.MODEL_COLUMNS, records.MODEL_KEY)
     kept.write()

@@ -84,7 +84,7 @@ def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
             if key in found:
                 row = found[key]
                 rate = float(row["images_per_s"])
-                color = STYLES["natten" if row["model"].startswith("timm/") else "ours"][0]
+                color = STYLES["natten" if row["model"].startswith(("timm/", "natten/")) else "ours"][0]
                 axis.barh(place, rate, 0.62, color=color)
                 memory = f"  {float(row['peak_gib']):.1f} GiB" if row["peak_gib"] else ""
                 text = f"{rate:,.0f}{memory}"
