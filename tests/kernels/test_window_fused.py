@@ -53,7 +53,10 @@ def _both(windows_all, window, shift, partition, d):
     return geometry, function, eager
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("shift-per-axis", "ragged-grid", "shared-ragged", "wide-ragged-grid", "wide-shared-grid", "d8", "d48", "d128")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_obeys_the_rule_forward_and_in_every_gradient(case, fused, poisoned, windows_drawn, windows_all, rule):
     batch, height, width, heads, d, dv, window, shift, partition, shared, bias, dtype = CASES[case]
     geometry, function, eager = _both(windows_all, window, shift, partition, d)
