@@ -13,20 +13,6 @@ from visionattn.kernels.neighborhood.geometry import Geometry
 from visionattn.kernels.window.geometry import Geometry as Windows
 
 
-@pytest.hookimpl(tryfirst=True)                      # before pytest leaves out what is slow
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Registration is one mechanism: under the interpreter, one op's fused route stands for all in its tests."""
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.path.name != "test_register.py":
-            continue
-        chosen = getattr(getattr(item, "callspec", None), "params", {})
-        fused = chosen["route"] == "fused" if "route" in chosen else "fused" in item.fixturenames
-        if fused and "neighborhood" not in item.name:
-            item.add_marker(pytest.mark.slow)
-
-
 def window(n: int, i: int, k: int, d: int, s: int) -> list[int]:
     """The positions that position `i` of `n` sees along an axis, as the contract words it."""
     group = list(range(i % d, n, d))
