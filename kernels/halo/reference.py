@@ -77,7 +77,7 @@ def halo_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         logits = (queries * scale).flatten(4, 5) @ keys.transpose(-1, -2)             # [B, heads, M, N, Y * X, keys]
         rows = queries @ table_y.transpose(-1, -2)                                    # [B, heads, M, N, Y, X, window_y]
-        columns = (queries.transpose(4, 5) @ table_x.transpose(-1, -2)).transpose(4, 5).contiguous()
+        columns = (queries.transpose(4, 5) @ table_x.transpose(-1, -2)).transpose(4, 5)
         relative = rows.unsqueeze(-1) + columns.unsqueeze(-2)                         # [..., Y, X, window_y, window_x]
         weights = (logits + relative.flatten(6, 7).flatten(4, 5)).softmax(-1)
         return (weights @ values).unflatten(4, (many_y, many_x))
