@@ -8,6 +8,7 @@ from ._dispatch import explain
 from .channel import channel_attention, channel_attention_packed
 from .halo import halo_attention, halo_attention_packed_kv
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
+from .varied_window import varied_window_attention, varied_window_attention_packed
 from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "halo_attention_packed_kv",
     "neighborhood_attention",
     "neighborhood_attention_packed",
+    "varied_window_attention",
+    "varied_window_attention_packed",
     "window_attention",
     "window_attention_packed",
     "window_attention_packed_kv",

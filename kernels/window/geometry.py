@@ -28,9 +28,14 @@ class Geometry(NamedTuple):
         (window_h, window_w), shift = self.window, self.shift
         return shift == (0, 0) and height % window_h == 0 and width % window_w == 0
 
+    def map_windows(self, height: int, width: int) -> tuple[int, int]:
+        """Windows along each axis of a padded map."""
+        return ceil_div(height, self.window[0]), ceil_div(width, self.window[1])
+
     def packed_windows(self, height: int, width: int) -> int:
         """Windows where those that both ends of an axis cut are put together: as many as a padded map would hold."""
-        return ceil_div(height, self.window[0]) * ceil_div(width, self.window[1])
+        rows, columns = self.map_windows(height, width)
+        return rows * columns
 
     def windows(self, height: int, width: int) -> int:
         """Windows that hold any position of the map."""

@@ -219,7 +219,8 @@ def _reordered(eager: Callable, tensors: dict[str, Tensor], grad: Tensor | None,
     """:func:`run` with the head dimension rolled by some places: the same sums, in another order for each `order`."""
 
     def rolled(name: str, x: Tensor | None, sign: int) -> Tensor | None:
-        return x if x is None or name in ("bias", "dbias") else x.roll(sign * order * x.shape[-1] // 4, -1)
+        apart = name.removeprefix("d") in ("bias", "sampling")        # tensors without a head dimension
+        return x if x is None or apart else x.roll(sign * order * x.shape[-1] // 4, -1)
 
     found = run(eager, {name: rolled(name, x, 1) for name, x in tensors.items()}, rolled("grad", grad, 1))
     return {name: rolled(name, x, -1) for name, x in found.items()}

@@ -33,11 +33,13 @@ FULL = {
 SMALLEST = ["gna_nano", "fused_davit_tiny"]  # one a family
 SMALLEST += ["fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny", "fused_halonet_h0"]
 SMALLEST += ["nat_mini", "dinat_s_tiny"]  # DiNAT is NAT but for its dilations
+SMALLEST += ["vsa_swin_tiny"]
 ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
 SIZES = ("tiny", "small", "base", "large")
 ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit", "davit") for size in SIZES]
 ALL += [f"{family}_{size}" for family in ("nat", "dinat") for size in ("mini", "tiny", "small", "base")]
 ALL += ["dinat_large", *(f"dinat_s_{size}" for size in ("tiny", "small", "base", "large"))]
+ALL += [f"vsa_swin_{size}" for size in SIZES[:3]]
 ALL += [f"fused_gcvit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base")]
 ALL += [f"fused_halonet_h{n}" for n in range(8)] + ["fused_halonet26t", "fused_halonet50ts"]
 

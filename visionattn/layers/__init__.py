@@ -6,6 +6,7 @@ from visionattn.layers.halo import HaloAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.position import ConvPositionEncoding
 from visionattn.layers.transformer import TransformerBlock
+from visionattn.layers.varied_window import VariedWindowAttention
 from visionattn.layers.window import WindowAttention
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "PatchMerging",
     "PatchStem",
     "TransformerBlock",
+    "VariedWindowAttention",
     "WindowAttention",
 ]
