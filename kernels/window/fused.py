@@ -99,7 +99,7 @@ def _backward(
         partial = torch.empty((slices, heads, plan.size, plan.size) if bias_grad else 0, device=q.device)
         launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], *tensors, grad_out, lse, dq, dk, dv,
                partial, *strides, height, width, heads, packed, batch * packed, *numbers)  # fmt: skip
-        return _summed(partial, bias, plan) if bias_grad else None
+        return summed(partial, bias, plan.fold) if bias_grad else None
 
     delta = torch.empty(lse.shape[:4], device=q.device, dtype=torch.float32)
     windows = geometry.windows(height, width)
@@ -115,7 +115,7 @@ def _backward(
     partial = torch.empty(slices, heads, plan.size, plan.size, device=q.device)
     launch(BIAS_BACKWARD, slices * plan.bias_blocks * heads, plan.bias, *tensors, grad_out, lse, delta, partial,
            *strides[:12], height, width, heads, packed, batch * packed, *geometry.shift, slices, scale)  # fmt: skip
-    return _summed(partial, bias, plan)
+    return summed(partial, bias, plan.fold)
 
 
 class _Plan:
@@ -135,11 +135,7 @@ class _Plan:
         closed_size, positions = tuning.closed_size(math.prod(window)), math.prod(window)
         self.closed = closed_size is not None and head_dim <= 64
         self.size = closed_size if self.closed else positions  # of a side of the partial sums of dS
-        self.fold = None
-        if table:
-            depth = host.padded(positions)
-            self.fold = dict(CELL=maps.table_cell, P=window, T=self.size, COUNT=math.prod(2 * n - 1 for n in window),
-                             BLOCK=max(1, min(32, 4096 // depth)), DEPTH=depth)  # fmt: skip
+        self.fold = table_fold(window, self.size) if table else None
         if self.closed:
             shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
                                     BIAS=whole_bias, CLAMP=False, TH=1, TW=self.size)  # fmt: skip
@@ -183,13 +179,20 @@ def _bias(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> T
     return torch.zeros(q.shape[3], *[geometry.positions] * 2, device=q.device, dtype=torch.float32)
 
 
-def _summed(partial: Tensor, bias: Tensor, plan: _Plan) -> Tensor:
-    """Programs' sums of dS [slices, heads, size, size] added up, and along the displacements of a table."""
+def table_fold(window: tuple[int, int], size: int) -> dict:
+    """Constants of :data:`FOLD_BIAS` for sums of dS of ``size x size`` pairs and a table of displacements."""
+    depth = host.padded(math.prod(window))
+    return dict(CELL=maps.table_cell, P=window, T=size, COUNT=math.prod(2 * n - 1 for n in window),
+                BLOCK=max(1, min(32, 4096 // depth)), DEPTH=depth)  # fmt: skip
+
+
+def summed(partial: Tensor, bias: Tensor, fold: dict | None) -> Tensor:
+    """Programs' sums of dS [slices, heads, size, size] added up, and with ``fold`` along a table's displacements."""
     slices, heads, size, _ = partial.shape
     total = partial.sum(0) if slices > 1 else partial[0]
-    if plan.fold is None:
+    if fold is None:
         return total[:, : bias.shape[1], : bias.shape[2]].contiguous()
     dbias = torch.empty_like(bias)
-    blocks = ceil_div(plan.fold["COUNT"], plan.fold["BLOCK"])
-    launch(FOLD_BIAS, blocks * heads, plan.fold, total, dbias, heads, size * size)
+    blocks = ceil_div(fold["COUNT"], fold["BLOCK"])
+    launch(FOLD_BIAS, blocks * heads, fold, total, dbias, heads, size * size)
     return dbias
