@@ -234,7 +234,7 @@ def varied_collect(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a window's own positions: from all windows of the image, in order, that have a sample next to one."""
+    """dk and dv of a window's own positions, of all windows of the image, in order, that have a sample next to one."""
     N: tl.constexpr = P[0] * P[1]
     head = tl.program_id(0) % heads
     rest = tl.program_id(0) // heads

@@ -8,9 +8,11 @@ from visionattn.benchmark.cases import (
     GROUPS,
     HALONET50TS,
     SWIN,
+    VSA,
     Case,
     ChannelCase,
     HaloCase,
+    VariedCase,
     WindowCase,
 )
 
@@ -21,6 +23,7 @@ def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert GROUPS["window"]["all"][:5] == SWIN
     assert GROUPS["halo"]["all"][:3] == HALONET50TS
     assert GROUPS["channel"]["all"][:4] == DAVIT
+    assert GROUPS["varied_window"]["all"][:4] == VSA
 
 
 NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
@@ -37,6 +40,7 @@ def test_names_are_unique_and_say_dilation_and_stride():
         names = [case.name for case in groups["all"]]
         assert len(set(names)) == len(names)
     assert WindowCase(1, 8, 8, 1, 8, 4, 2).name == "B1 8x8 h1 d8 w4 shift 2"
+    assert VariedCase(1, 8, 8, 1, 8, 4, 3).name == "B1 8x8 h1 d8 w4 spread 3"
     assert HaloCase(1, 8, 8, 1, 8, 8, 4, 1).name == "B1 8x8 h1 d8 b4 halo 1"
     assert HaloCase(1, 8, 8, 1, 8, 20, 4, 1, 2).name == "B1 8x8 h1 d8/20 b4 halo 1 stride 2"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
@@ -72,3 +76,10 @@ def test_floor_of_channels_moves_every_map_once_and_multiplies_tokens_by_squares
     assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(11 * elements * 2 / 1000)
     assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * 2 * elements * 16)
     assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(6 * 2 * elements * 16)
+
+
+def test_floor_of_varied_windows_is_that_of_windows():
+    unlimited = float("inf")
+    case, plain = VariedCase(2, 8, 12, 3, 16, 4), WindowCase(2, 8, 12, 3, 16, 4)
+    for rates in ((1000.0, unlimited), (unlimited, 1000.0)):
+        assert case.floor_ms(2, *rates, backward=True) == plain.floor_ms(2, *rates, backward=True) > 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_VARIED, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -58,6 +58,11 @@ def simulator_csv(tmp_path_factory):
 @pytest.fixture(scope="module")
 def channel_csv(tmp_path_factory):
     return _beside_timm("channel", tmp_path_factory.mktemp("channel"))
+
+
+@pytest.fixture(scope="module")
+def varied_window_csv(tmp_path_factory):
+    return _beside_timm("varied_window", tmp_path_factory.mktemp("varied_window"))
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,22 @@ def test_channel_csv_has_every_measurement_and_every_form_gives_the_same(channel
     assert notes == {f"from {form}: output 0.00%, gradients 0.00%" for form in forms}
 
 
+def test_varied_window_csv_has_every_measurement_and_grid_sample_gives_the_same(varied_window_csv):
+    rows = lines(varied_window_csv)
+    assert tuple(rows[0]) == records.VARIED_COLUMNS
+    forms = ("grid_sample", "grid_sample sdpa")
+    found = {(row["height"], row["spread"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.height), "2", i, p)
+        for case in TINY_VARIED
+        for i in ("floor", "ours", *forms)
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] in forms}
+    assert notes == {f"from {form}: output 0.00%, gradients 0.00%" for form in forms}
+
+
 def test_a_second_run_replaces_its_lines(kernels_csv, capsys):
     before = lines(kernels_csv)
     argv = [
@@ -196,7 +217,7 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-PLOTTED = ("kernels", "window", "halo", "channel", "models", "simulator")
+PLOTTED = ("kernels", "window", "halo", "channel", "varied_window", "models", "simulator")
 
 
 def test_plot_draws_a_picture_of_each_kind(request, tmp_path):

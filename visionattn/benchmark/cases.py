@@ -157,7 +157,27 @@ class ChannelCase:
         return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * self.dim / flops_per_ms)
 
 
-AnyCase = Case | WindowCase | HaloCase | ChannelCase
+@dataclass(frozen=True)
+class VariedCase:
+    """One varied window attention problem; ``spread``: how far windows look away from themselves, in positions."""
+
+    op: ClassVar[str] = "varied_window"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+    window: int
+    spread: int = 2
+
+    @property
+    def name(self) -> str:
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} w{self.window} spread {self.spread}"
+
+    shape, columns, floor_ms = WindowCase.shape, WindowCase.columns, WindowCase.floor_ms  # places count as nothing
+
+
+AnyCase = Case | WindowCase | HaloCase | ChannelCase | VariedCase
 
 
 def _floor_ms(
@@ -275,6 +295,22 @@ DAVIT_512 = (
 )
 TINY_CHANNELS = (ChannelCase(2, 7, 7, 2, 8), ChannelCase(1, 12, 20, 1, 16))
 
+# The stages of Swin-T with VSA at 224x224 and batch 128, at the start of training too, and at 512x512 and batch 64.
+VSA = (
+    VariedCase(128, 56, 56, 3, 32, 7),
+    VariedCase(128, 28, 28, 6, 32, 7),
+    VariedCase(128, 14, 14, 12, 32, 7),
+    VariedCase(128, 7, 7, 24, 32, 7),
+)
+VSA_START = (VariedCase(128, 56, 56, 3, 32, 7, 0), VariedCase(128, 14, 14, 12, 32, 7, 0))
+VSA_512 = (
+    VariedCase(64, 128, 128, 3, 32, 7),
+    VariedCase(64, 64, 64, 6, 32, 7),
+    VariedCase(64, 32, 32, 12, 32, 7),
+    VariedCase(64, 16, 16, 24, 32, 7),
+)
+TINY_VARIED = (VariedCase(2, 8, 8, 2, 8, 4), VariedCase(1, 7, 10, 1, 16, 4))
+
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
     "classifier": CLASSIFIER,
@@ -298,9 +334,15 @@ CHANNEL_GROUPS: dict[str, tuple[ChannelCase, ...]] = {
     "classifier": DAVIT,
     "tiny": TINY_CHANNELS,
 }
+VARIED_GROUPS: dict[str, tuple[VariedCase, ...]] = {
+    "all": VSA + VSA_512 + VSA_START,
+    "classifier": VSA,
+    "tiny": TINY_VARIED,
+}
 GROUPS = {
     "neighborhood": NEIGHBORHOOD_GROUPS,
     "window": WINDOW_GROUPS,
     "halo": HALO_GROUPS,
     "channel": CHANNEL_GROUPS,
+    "varied_window": VARIED_GROUPS,
 }

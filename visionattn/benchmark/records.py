@@ -30,11 +30,15 @@ HALO_COLUMNS = (*HALO_KEY, *_TIMES)
 
 CHANNEL_KEY = (*_MAP, "implementation", "pass")
 CHANNEL_COLUMNS = (*CHANNEL_KEY, *_TIMES)
+
+VARIED_KEY = (*_MAP, "window", "spread", "implementation", "pass")
+VARIED_COLUMNS = (*VARIED_KEY, *_TIMES)
 KERNEL_RECORDS = {
     "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
     "window": (WINDOW_COLUMNS, WINDOW_KEY),
     "halo": (HALO_COLUMNS, HALO_KEY),
     "channel": (CHANNEL_COLUMNS, CHANNEL_KEY),
+    "varied_window": (VARIED_COLUMNS, VARIED_KEY),
 }
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")

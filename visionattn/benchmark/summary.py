@@ -13,14 +13,23 @@ from .cases import (
     H1,
     HALONET50TS,
     SWIN,
+    VSA,
+    VSA_512,
     AnyCase,
     Case,
     ChannelCase,
     HaloCase,
+    VariedCase,
     WindowCase,
 )
 
 TIMMS = {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"}
+SAMPLES = {
+    "grid_sample": "grid_sample and attention",
+    "grid_sample compiled": "grid_sample and attention compiled",
+    "grid_sample sdpa": "grid_sample and SDPA",
+    "grid_sample sdpa compiled": "grid_sample and SDPA compiled",
+}
 FORMS = {
     name + suffix: words + suffix
     for name, words in {
@@ -74,6 +83,13 @@ OPS = {
         {"best": "the fastest other form", **FORMS, "floor": "the floor"},
         DAVIT + DAVIT_512,
         tuple(FORMS),
+    ),
+    "varied_window": Op(
+        VariedCase,
+        ("floor", "ours", *SAMPLES),
+        ("ours",),
+        SAMPLES | {"floor": "the floor"},
+        VSA + VSA_512,
     ),
 }
 

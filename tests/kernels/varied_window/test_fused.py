@@ -10,10 +10,10 @@ HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 CASES = {
     "small": (1, 4, 4, 2, 16, 16, 2, "table", 1.0, SINGLE),
     "vsa": (1, 14, 14, 1, 32, 32, 7, "table", 1.0, BRAIN),
-    "at-themselves": (1, 6, 9, 1, 16, 16, 3, "table", 0.0, SINGLE),
-    "ragged": (1, 5, 7, 2, 16, 16, 4, "table", 1.0, SINGLE),
+    "at-themselves": (1, 6, 3, 1, 16, 16, 3, "table", 0.0, SINGLE),
+    "ragged": (1, 3, 5, 2, 16, 16, 4, "table", 1.0, SINGLE),
     "map-smaller-than-window": (1, 3, 5, 2, 16, 16, 7, "table", 1.0, SINGLE),
-    "far-away": (1, 8, 8, 1, 16, 16, 4, "table", 6.0, SINGLE),
+    "far-away": (1, 8, 4, 1, 16, 16, 4, "table", 3.0, SINGLE),
     "all-pairs": (1, 6, 6, 2, 16, 16, 3, True, 0.5, HALF),
     "no-bias": (1, 8, 4, 1, 16, 16, 4, False, 1.0, BRAIN),
     "per-axis": (1, 9, 10, 1, 16, 16, (2, 5), "table", 1.0, SINGLE),
@@ -27,7 +27,7 @@ CASES = {
 }
 EVERY = [(d, window, bias, dtype) for d in (8, 24, 32, 48, 64, 128) for dtype in (HALF, BRAIN, SINGLE)
          for window, bias in ((7, "table"), ((3, 5), True))]
-SLOW = ("all-pairs", "per-axis", "other-dv", "one-position", "64-positions", "many-windows", "d24", "d64", "d128")
+SLOW = ("small", "map-smaller-than-window", "all-pairs", "per-axis", "other-dv", "one-position", "64-positions", "many-windows", "d24", "d64", "d128")
 
 
 def _both(eager, window, scale):
@@ -54,7 +54,7 @@ def test_obeys_the_rule_for_every_head_dimension_and_dtype(d, window, bias, dtyp
     rule(function, varied_drawn(2, 9, 13, 2, d, d, geometry, fused, bias), dtype, eager)
 
 
-@pytest.mark.parametrize("case", ["small", pytest.param("far-away", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["far-away", pytest.param("small", marks=pytest.mark.slow)])
 def test_repeats_are_bitwise_equal(case, fused, varied_drawn, results):
     *shape, window, bias, spread, dtype = CASES[case]
     tensors = varied_drawn(*shape, make_geometry(window), fused, bias, spread)
@@ -79,6 +79,7 @@ def test_packed_equals_separate_bit_for_bit(fused, poisoned, varied_drawn, resul
         assert torch.equal(packed[name], apart[name]), name
 
 
+@pytest.mark.slow
 def test_any_strides_are_read_in_place_or_copied(fused, poisoned, results):
     wide = torch.randn(1, 9, 3, 3, 4, 16, device=fused)
     grad, places = torch.randn(1, 4, 3, 2, 16, device=fused), torch.randn(1, 2, 1, 2, 4, device=fused)
@@ -98,7 +99,8 @@ def test_any_strides_are_read_in_place_or_copied(fused, poisoned, results):
     assert all(x.isfinite().all() for x in expanded.values())
 
 
-@pytest.mark.parametrize("scale", [pytest.param(0.0, marks=pytest.mark.slow), -0.5])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.0, -0.5])
 def test_any_scale(scale, fused, poisoned, varied_drawn, varied_eager, rule):
     geometry, function, eager = _both(varied_eager, 3, scale)
     rule(function, varied_drawn(2, 5, 3, 1, 16, 16, geometry, fused), SINGLE, eager)
