@@ -87,6 +87,7 @@ def _any_size() -> dict:
             2: torch.export.Dim("width", min=4, max=4096)}                                  # its own
 
 
+@pytest.mark.slow
 def test_exports_with_dynamic_sizes_into_plain_operators():
     model = Look(3).eval()
     program = torch.export.export(model, (torch.randn(2, 8, 7, 3, 2, 16),), dynamic_shapes=(_any_size(),))

@@ -43,7 +43,7 @@ def _compile(cases: list[tuple]) -> None:
 
 
 def test_the_models_kernels_fit():
-    _compile([(capability, 32, "bfloat16", 7, True) for capability in (80, 90)])
+    _compile([(90, 32, "bfloat16", 7, True)])
 
 
 @pytest.mark.slow
