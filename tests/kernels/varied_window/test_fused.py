@@ -27,7 +27,8 @@ CASES = {
 }
 EVERY = [(d, window, bias, dtype) for d in (8, 24, 32, 48, 64, 128) for dtype in (HALF, BRAIN, SINGLE)
          for window, bias in ((7, "table"), ((3, 5), True))]
-SLOW = ("small", "map-smaller-than-window", "all-pairs", "per-axis", "other-dv", "one-position", "64-positions", "many-windows", "d24", "d64", "d128")
+SLOW = ("small", "map-smaller-than-window", "all-pairs", "per-axis", "other-dv", "one-position", "64-positions",
+        "many-windows", "d24", "d64", "d128")
 
 
 def _both(eager, window, scale):
