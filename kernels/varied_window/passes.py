@@ -190,17 +190,18 @@ def varied_backward(
         if BIAS_GRAD:
             b_dbias += b_ds
         b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, input_precision=PRECISION)
+        store_rows(p_values + o_w * (N * DV), 0, DV, j, j, ok, b_dv, DV, BDV)
+        if PLACE_GRAD:  # as soon as can be: registers are short
+            v_rows, v_columns = _slopes(p_vw, v_y * ALIGN, v_x * ALIGN, s_y, s_x, f_y, f_x, ok, b_dv, height, width, DV,
+                                        BDV, UPCAST)  # fmt: skip
         b_ds = b_ds.to(b_q.dtype)
-        b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION) * scale
         b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION) * scale
         store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, m_q, b_dq, D, BD)
+        b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION) * scale
         store_rows(p_keys + o_w * (N * D), 0, D, j, j, ok, b_dk, D, BD)
-        store_rows(p_values + o_w * (N * DV), 0, DV, j, j, ok, b_dv, DV, BDV)
         if PLACE_GRAD:
             k_rows, k_columns = _slopes(p_kw, k_y * ALIGN, k_x * ALIGN, s_y, s_x, f_y, f_x, ok, b_dk, height, width, D,
                                         BD, UPCAST)  # fmt: skip
-            v_rows, v_columns = _slopes(p_vw, v_y * ALIGN, v_x * ALIGN, s_y, s_x, f_y, f_x, ok, b_dv, height, width, DV,
-                                        BDV, UPCAST)  # fmt: skip
             p_w = p_dsampling + o_w * 4
             tl.store(p_w, tl.sum(k_rows + v_rows, 0))
             tl.store(p_w + 1, tl.sum(k_columns + v_columns, 0))
