@@ -81,8 +81,9 @@ def backward(
     slices = min(windows, host.programs(q.device, heads))
     keys, values = (torch.empty(windows, heads, geometry.positions, x.shape[-1], device=q.device, dtype=q.dtype)
                     for x in (k, v))  # fmt: skip
-    dsampling = torch.empty(sampling.shape if sampling_grad else 0, device=q.device)
-    partial = torch.empty((slices, heads, plan.size, plan.size) if bias_grad else 0, device=q.device)
+    dsampling = torch.empty(sampling.shape if sampling_grad else 0, device=q.device, dtype=torch.float32)
+    partial = torch.empty((slices, heads, plan.size, plan.size) if bias_grad else 0, device=q.device,
+                          dtype=torch.float32)  # fmt: skip
     launch(BACKWARD, slices * heads, plan.backward[sampling_grad, bias_grad], q, k, v, sampling,
            q if bias is None else bias, grad_out, lse, dq, keys, values, dsampling, partial, *strides[:16], height,
            width, heads, columns, tiles, windows, scale, _count(bias))  # fmt: skip
