@@ -36,9 +36,9 @@ def _inputs(form: str, device: str, grad: bool, bias: str | None = "table") -> l
     return tensors if bias else [*tensors, None]
 
 
-@pytest.mark.parametrize("form, bias", [("_packed", "table"), *(
-    pytest.param(form, bias, marks=pytest.mark.slow)
-    for form, bias in (("", "table"), ("", "pairs"), ("", None), ("_packed", "pairs"), ("_packed", None)))])
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [*BIASES, None])
+@pytest.mark.parametrize("form", SHAPES)
 def test_opcheck_of_the_op(form, bias, route):
     torch.library.opcheck(_operator(form), (*_inputs(form, route, True, bias), [2, 2], 0.25))
 
