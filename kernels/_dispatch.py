@@ -73,6 +73,11 @@ def _warn_once(name: str, reason: str) -> None:
                   RuntimeWarning, stacklevel=2)
 
 
+def may_fuse(q: Tensor) -> bool:
+    """Whether tensors where q lies may go to the fused kernels at all."""
+    return q.is_cuda or _interpreting
+
+
 def takes_fused(op: "AttentionOp", q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> bool:
     """Whether the fused kernels run. Warns once a reason where a GPU has to run the reference."""
     device = q.device.type

@@ -7,7 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-INTERPRETED = triton.knobs.runtime.interpret
+from ._launch import INTERPRETED
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
