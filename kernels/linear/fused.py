@@ -122,7 +122,7 @@ class _Call:
         self.map = (tokens - grid[0] * grid[1], *grid)
         _, self.align = host.strides(*(x.unsqueeze(1) for x in (q, k, v, *others)))
         self.plan = _plan(d, v.shape[-1], q.dtype, self.align, host.tf32())
-        self.filters = None if residual is None else residual.float().contiguous()
+        self.filters = None if residual is None else residual.flatten(3).transpose(2, 3).float().contiguous()  # [B, heads, 9, Dv]
 
     def _strides(self, *tensors: Tensor) -> list[int]:
         return [s // self.align for x in tensors for s in x.stride()[:3]]
@@ -168,7 +168,8 @@ class _Call:
 
     def _partial(self, v: Tensor) -> Tensor:
         batch, _, heads, dv = v.shape
-        return torch.empty(batch, heads, self.slices, dv, 3, 3, device=v.device, dtype=torch.float32)
+        return torch.empty(batch, heads, self.slices, 9, dv, device=v.device, dtype=torch.float32)
 
     def _summed(self, partial: Tensor) -> Tensor:
-        return partial.sum(2) if self.slices > 1 else partial[:, :, 0]
+        found = partial.sum(2) if self.slices > 1 else partial[:, :, 0]
+        return found.transpose(2, 3).unflatten(3, (3, 3)).contiguous()

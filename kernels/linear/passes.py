@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .._attend import load_rows, store_rows
 
-FORWARD, QUERIES, KEYS, VALUES = (tl.constexpr(n) for n in range(4))  # what a factor makes: out, dq, dk, dv
+FORWARD, QUERIES, KEYS, VALUES = (tl.constexpr(n) for n in range(4))  # what a factor makes: out, dq, dk or dv
 
 
 @triton.jit
@@ -62,17 +62,6 @@ def _factor(
             b_m = b_m.to(tl.float32)
     b_shift = -tl.sum(b_m.to(tl.float32) * (b_r / tokens)[:, None], 0) * size
     return b_m, size, b_shift
-
-
-@triton.jit
-def _filters(p, channels, ok):
-    """The nine taps of each channel's filter, in reading order."""
-    p = p + channels * 9
-    return (
-        tl.load(p, mask=ok, other=0.0), tl.load(p + 1, mask=ok, other=0.0), tl.load(p + 2, mask=ok, other=0.0),
-        tl.load(p + 3, mask=ok, other=0.0), tl.load(p + 4, mask=ok, other=0.0), tl.load(p + 5, mask=ok, other=0.0),
-        tl.load(p + 6, mask=ok, other=0.0), tl.load(p + 7, mask=ok, other=0.0), tl.load(p + 8, mask=ok, other=0.0),
-    )  # fmt: skip
 
 
 @triton.jit
@@ -155,14 +144,14 @@ def apply(
     if KIND == VALUES:
         b_all += tl.load(p_grads + D * DV + D + C + o_c, mask=o_c < NC, other=0.0) / tokens
     BLOCKS: tl.constexpr = (ROWS + BR - 1) // BR
+    WAY: tl.constexpr = -1 if KIND == VALUES else 1
     unit = scale / tokens
     TYPE: tl.constexpr = p_x.dtype.element_ty
     if BLOCKS == 1:
         b_m, size, b_shift = _factor(p_sums, p_grads, tokens, unit, KIND, 0, ROWS, BR, C, NC, BC, D, DV, TYPE, UPCAST)
         if (KIND == KEYS) | (KIND == VALUES):
             b_all += b_shift
-    if RESIDUAL:
-        w = _filters(p_filters + (b * heads + head) * (DV * 9), C + o_c, o_c < NC)
+    p_filters += (b * heads + head) * (DV * 9) + C
     for t0 in range(lo, hi, T):
         t = t0 + tl.arange(0, T)
         ok = t < hi
@@ -172,21 +161,21 @@ def apply(
             b_out += tl.dot(b_x, b_m, input_precision=PRECISION) * size
         else:  # wide heads: a factor is too large to be kept
             for i in tl.static_range(BLOCKS):
-                NR: tl.constexpr = min(BR, ROWS - i * BR)
                 b_m, size, b_shift = _factor(
-                    p_sums, p_grads, tokens, unit, KIND, i * BR, NR, BR, C, NC, BC, D, DV, TYPE, UPCAST
+                    p_sums, p_grads, tokens, unit, KIND, i * BR, ROWS - i * BR, BR, C, NC, BC, D, DV, TYPE, UPCAST
                 )
-                b_x = load_rows(p_x + i * BR, x_n * ALIGN, 0, t, t, ok, NR, BR, UPCAST)
+                b_x = load_rows(p_x + i * BR, x_n * ALIGN, 0, t, t, ok, ROWS - i * BR, BR, UPCAST)
                 b_out += tl.dot(b_x, b_m, input_precision=PRECISION) * size
                 if (KIND == KEYS) | (KIND == VALUES):
                     b_out += b_shift[None, :]
         if RESIDUAL:
             for i in tl.static_range(3):
                 for j in tl.static_range(3):
-                    DY: tl.constexpr = (1 - i) if KIND == VALUES else (i - 1)
-                    DX: tl.constexpr = (1 - j) if KIND == VALUES else (j - 1)
-                    b_n = _neighbour(p_near, n_n * ALIGN, t, ok, before, height, width, DY, DX, NC, BC, UPCAST)
-                    b_out += b_n * w[3 * i + j][None, :]
+                    b_n = _neighbour(
+                        p_near, n_n * ALIGN, t, ok, before, height, width, WAY * (i - 1), WAY * (j - 1), NC, BC, UPCAST
+                    )
+                    b_w = tl.load(p_filters + (3 * i + j) * DV + o_c, mask=o_c < NC, other=0.0)
+                    b_out += b_n * b_w[None, :]
         store_rows(p_out, o_n * ALIGN, 0, t, t, ok, b_out, NC, BC)
 
 
@@ -199,7 +188,7 @@ def backward_keys(
     DV: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr, SLICE: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv and, with GRAD, partial[image, head, slice] = the filters' gradient [DV, 9], of narrow heads."""
+    """dk, dv and, with GRAD, partial[image, head, slice] = the filters' gradient [9, DV], of narrow heads."""
     head, part, b, lo, hi = _place(tokens, heads, slices, SLICE)
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN
@@ -214,8 +203,7 @@ def backward_keys(
     b_km, k_size, b_kshift = _factor(p_sums, p_grads, tokens, unit, KEYS, 0, DV, BDV, 0, D, BD, D, DV, TYPE, UPCAST)
     b_vm, v_size, b_vshift = _factor(p_sums, p_grads, tokens, unit, VALUES, 0, D, BD, 0, DV, BDV, D, DV, TYPE, UPCAST)
     b_vshift += tl.load(p_grads + D * DV + D + o_v, mask=o_v < DV, other=0.0) / tokens
-    if RESIDUAL:
-        w = _filters(p_filters + (b * heads + head) * (DV * 9), o_v, o_v < DV)
+    p_filters += (b * heads + head) * (DV * 9)
     if GRAD:
         b_0 = tl.zeros([T, BDV], tl.float32)
         b_1, b_2, b_3, b_4, b_5, b_6, b_7, b_8 = b_0, b_0, b_0, b_0, b_0, b_0, b_0, b_0
@@ -232,7 +220,8 @@ def backward_keys(
             for i in tl.static_range(3):
                 for j in tl.static_range(3):
                     b_n = _neighbour(p_g, g_n * ALIGN, t, ok, before, height, width, 1 - i, 1 - j, DV, BDV, UPCAST)
-                    b_dv += b_n * w[3 * i + j][None, :]
+                    b_w = tl.load(p_filters + (3 * i + j) * DV + o_v, mask=o_v < DV, other=0.0)
+                    b_dv += b_n * b_w[None, :]
                     if GRAD:
                         b_n *= b_v
                         if i == 0:
@@ -259,10 +248,10 @@ def backward_keys(
         store_rows(p_dv, dv_n * ALIGN, 0, t, t, ok, b_dv, DV, BDV)
 
     if GRAD:
-        p_partial += ((b * heads + head) * slices + part) * (DV * 9) + o_v * 9
+        p_partial += ((b * heads + head) * slices + part) * (DV * 9) + o_v
         sums = (b_0, b_1, b_2, b_3, b_4, b_5, b_6, b_7, b_8)
         for n in tl.static_range(9):
-            tl.store(p_partial + n, tl.sum(sums[n], 0), mask=o_v < DV)
+            tl.store(p_partial + n * DV, tl.sum(sums[n], 0), mask=o_v < DV)
 
 
 @triton.jit
@@ -276,7 +265,7 @@ def backward_filters(
     p_v += (b * v_b + head * v_h) * ALIGN + C
     p_g += (b * g_b + head * g_h) * ALIGN + C
     o_c = tl.arange(0, BC)
-    p_partial += ((b * heads + head) * slices + part) * (DV * 9) + (C + o_c) * 9
+    p_partial += ((b * heads + head) * slices + part) * (DV * 9) + C + o_c
     for i in tl.static_range(3):
         for j in tl.static_range(3):
             b_sum = tl.zeros([T, BC], tl.float32)
@@ -287,4 +276,4 @@ def backward_filters(
                 b_sum += b_v * _neighbour(
                     p_g, g_n * ALIGN, t, ok, before, height, width, 1 - i, 1 - j, NC, BC, UPCAST
                 )
-            tl.store(p_partial + 3 * i + j, tl.sum(b_sum, 0), mask=o_c < NC)
+            tl.store(p_partial + (3 * i + j) * DV, tl.sum(b_sum, 0), mask=o_c < NC)

@@ -13,7 +13,9 @@ def collect(bd: int, bdv: int, wide: bool) -> dict:
 def apply(bd: int, bdv: int, wide: bool, near: bool) -> dict:
     """A factor under every token; ``near``: with neighbours, whose loads are many and from the cache."""
     narrow = max(bd, bdv) <= 32
-    return dict(T=64 if narrow and not wide else 32, num_warps=4, num_stages=1 if wide or near else 3)
+    if near:
+        return dict(T=32, num_warps=4 if narrow else 8, num_stages=1)
+    return dict(T=64 if narrow and not wide else 32, num_warps=4, num_stages=1 if wide else 3)
 
 
 def keys(bd: int, bdv: int, wide: bool, near: bool) -> dict:
