@@ -2,13 +2,14 @@
 
 import pytest
 
-from visionattn.benchmark.cases import CLASSIFIER, GROUPS, SWIN, Case, WindowCase
+from visionattn.benchmark.cases import CLASSIFIER, GROUPS, INLINE, SWIN, Case, LinearCase, WindowCase
 
 
 def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert GROUPS["neighborhood"]["all"][:6] == CLASSIFIER
     assert len(GROUPS["neighborhood"]["all"]) == 13
     assert GROUPS["window"]["all"][:5] == SWIN
+    assert GROUPS["linear"]["all"][: len(INLINE)] == INLINE
 
 
 NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
@@ -25,6 +26,7 @@ def test_names_are_unique_and_say_dilation_and_stride():
         names = [case.name for case in groups["all"]]
         assert len(set(names)) == len(names)
     assert WindowCase(1, 8, 8, 1, 8, 4, 2).name == "B1 8x8 h1 d8 w4 shift 2"
+    assert LinearCase(1, 8, 8, 1, 8, 1).name == "B1 8x8 h1 d8 1 before"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
 
 
@@ -37,3 +39,14 @@ def test_floor_is_bytes_or_products_whichever_takes_longer():
     # A product over a window costs two operations an element and key.
     assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(2 * 2 * elements * 25 / 1000)
     assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(7 * 2 * elements * 25 / 1000)
+
+
+def test_floor_of_linear_attention_grows_with_the_tokens_alone():
+    case = LinearCase(2, 10, 20, 3, 16)
+    elements = 2 * 10 * 20 * 3 * 16
+    unlimited = float("inf")
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(4 * elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(11 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(elements * (4 * 16 + 18) / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(3 * elements * (4 * 16 + 18) / 1000)
+    assert LinearCase(2, 10, 20, 3, 16, 1).shape == (2, 1, 201, 3, 16)

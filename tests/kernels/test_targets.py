@@ -18,7 +18,11 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     def empty(side=size):
         return torch.empty(1, side, side, 2, d, dtype=getattr(torch, dtype))
     q, k, v, dq, dk, dv, grad = (empty() for _ in range(7))
-    if op == "neighborhood":
+    if op == "linear":
+        from visionattn.kernels.linear import fused
+        side, = more
+        geometry, table = (side, side), torch.zeros(1, 2, d, 3, 3)
+    elif op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
         geometry, table = geometry.make_geometry(side), torch.zeros(2, 2 * side - 1, 2 * side - 1)
@@ -56,18 +60,19 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
     more = {"neighborhood": [(14, 7), (7, 7), (32, 13)],
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
-                       (8, 4, 2, "block", False)]}[op]
+                       (8, 4, 2, "block", False)],
+            "linear": [(14, 14)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
-@pytest.mark.parametrize("op", ["neighborhood", "window"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "linear"])
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "linear"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)

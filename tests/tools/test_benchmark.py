@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_LINEAR, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -39,6 +39,14 @@ def window_csv(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def linear_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("linear") / "cpu_linear.csv"
+    argv = ["kernels", "--op", "linear", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1"]
+    assert main([*argv, "--no-compiled", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
 def models_csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "cpu_models.csv"
     argv = ["models", "--models", "gna_nano", "timm/resnet10t", "--device", "cpu", "--dtype", "float32"]
@@ -62,6 +70,21 @@ def test_kernels_csv_has_every_column_and_every_measurement(kernels_csv):
             assert not row["p50_ms"] and "GPU" in row["note"]
         else:
             assert float(row["p50_ms"]) > 0 and not row["note"], row
+
+
+def test_linear_csv_has_every_measurement_and_eager_pytorch_gives_the_same(linear_csv):
+    rows = lines(linear_csv)
+    assert tuple(rows[0]) == records.LINEAR_COLUMNS
+    found = {(row["height"], row["before"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.height), str(case.before), i, p)
+        for case in TINY_LINEAR
+        for i in ("floor", "ours", "ours plain", "eager", "eager plain")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] == "eager"}
+    assert notes == {"from eager: output 0.00%, gradients 0.00%"}
 
 
 def test_window_csv_has_every_measurement_and_timms_path_gives_the_same(window_csv):
@@ -131,10 +154,10 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, models_csv, tmp_path):
-    files = [str(path) for path in (kernels_csv, window_csv, models_csv)]
+def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, linear_csv, models_csv, tmp_path):
+    files = [str(path) for path in (kernels_csv, window_csv, linear_csv, models_csv)]
     assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
-    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_models.png"):
+    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_linear.png", "cpu_models.png"):
         data = (tmp_path / "figures" / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
     assert len(list((tmp_path / "figures").iterdir())) == 3

@@ -74,6 +74,49 @@ class WindowCase:
         return _floor_ms(self.shape, self.window**2, element_bytes, bytes_per_ms, flops_per_ms, backward)
 
 
+@dataclass(frozen=True)
+class LinearCase:
+    """One linear attention problem with its local residual: ``[batch, height, width, heads, dim]`` inputs.
+
+    ``before``: tokens in front of the map's, which then all lie in one row.
+    """
+
+    op: ClassVar[str] = "linear"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+    before: int = 0
+
+    @property
+    def name(self) -> str:
+        before = f" {self.before} before" if self.before else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim}{before}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        rows, columns = (1, self.before + self.height * self.width) if self.before else (self.height, self.width)
+        return self.batch, rows, columns, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take.
+
+        Forward reads q, k, v and writes the output once (4 maps); backward reads q, k, v and the output's gradient and
+        writes three gradients (7 maps). Two products with a matrix of dim x dim and nine taps a channel, backward twice.
+        """
+        batch, rows, columns, heads, dim = self.shape
+        elements = batch * rows * columns * heads * dim
+        maps, rounds = (11, 3) if backward else (4, 1)
+        products = rounds * elements * (4 * dim + 18)
+        return max(maps * elements * element_bytes / bytes_per_ms, products / flops_per_ms)
+
+
 def _floor_ms(
     shape: tuple[int, int, int, int, int],
     keys: int,
@@ -129,6 +172,24 @@ SWIN = (
 LARGE = (WindowCase(8, 224, 224, 4, 32, 8, 4),)
 TINY_WINDOWS = (WindowCase(2, 7, 7, 2, 8, 7), WindowCase(1, 8, 12, 2, 16, 4, 2))
 
+# The stages with linear attention of the tiny InLine models at 224x224, and of InLine-Swin-T at 512x512.
+INLINE = (
+    LinearCase(128, 56, 56, 3, 32),
+    LinearCase(128, 28, 28, 6, 32),
+    LinearCase(128, 14, 14, 12, 32),
+    LinearCase(128, 56, 56, 2, 32),
+    LinearCase(128, 28, 28, 4, 32),
+    LinearCase(128, 14, 14, 10, 32),
+    LinearCase(128, 7, 7, 16, 32),
+    LinearCase(128, 14, 14, 6, 32, 1),
+)
+INLINE_512 = (
+    LinearCase(64, 128, 128, 3, 32),
+    LinearCase(64, 64, 64, 6, 32),
+    LinearCase(64, 32, 32, 12, 32),
+)
+TINY_LINEAR = (LinearCase(2, 7, 7, 2, 8), LinearCase(1, 5, 6, 2, 16, 1))
+
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
     "classifier": CLASSIFIER,
@@ -142,4 +203,9 @@ WINDOW_GROUPS: dict[str, tuple[WindowCase, ...]] = {
     "classifier": SWIN,
     "tiny": TINY_WINDOWS,
 }
-GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS}
+LINEAR_GROUPS: dict[str, tuple[LinearCase, ...]] = {
+    "all": INLINE + INLINE_512,
+    "classifier": INLINE,
+    "tiny": TINY_LINEAR,
+}
+GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS, "linear": LINEAR_GROUPS}

@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         "--op",
         choices=tuple(GROUPS),
         default="neighborhood",
-        help="which op: neighborhood beside NATTEN and SDPA, window beside timm's path (default: %(default)s)",
+        help="which op: neighborhood beside NATTEN and SDPA, window beside timm's path, linear beside eager "
+        "PyTorch (default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
@@ -66,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
     )
     kernels.add_argument(
-        "--no-compiled", dest="compiled", action="store_false", help="window: skip the peer under torch.compile"
+        "--no-compiled",
+        dest="compiled",
+        action="store_false",
+        help="window, linear: skip the peer under torch.compile",
     )
 
     kernels.add_argument(
@@ -166,6 +170,10 @@ def _kernels(args: argparse.Namespace) -> None:
         from . import window
 
         window.run(*common, args.compiled, _say)
+    elif args.op == "linear":
+        from . import linear
+
+        linear.run(*common, args.compiled, _say)
     else:
         from . import neighborhood
 

@@ -18,6 +18,8 @@ STYLES = {
     "sdpa": ("#999933", "SDPA over the whole map"),
     "timm": ("#d55e00", "timm's path"),
     "timm compiled": ("#999933", "timm's path, compiled"),
+    "eager": ("#d55e00", "eager PyTorch"),
+    "eager compiled": ("#999933", "eager PyTorch, compiled"),
 }
 
 

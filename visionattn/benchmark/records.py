@@ -24,7 +24,13 @@ KERNEL_COLUMNS = (*KERNEL_KEY, *_TIMES)
 
 WINDOW_KEY = (*_MAP, "window", "shift", "implementation", "pass")
 WINDOW_COLUMNS = (*WINDOW_KEY, *_TIMES)
-KERNEL_RECORDS = {"neighborhood": (KERNEL_COLUMNS, KERNEL_KEY), "window": (WINDOW_COLUMNS, WINDOW_KEY)}
+LINEAR_KEY = (*_MAP, "before", "implementation", "pass")
+LINEAR_COLUMNS = (*LINEAR_KEY, *_TIMES)
+KERNEL_RECORDS = {
+    "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
+    "window": (WINDOW_COLUMNS, WINDOW_KEY),
+    "linear": (LINEAR_COLUMNS, LINEAR_KEY),
+}
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")
 MODEL_COLUMNS = (

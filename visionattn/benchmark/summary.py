@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import NamedTuple
 
-from .cases import CLASSIFIER, GROUPS, SWIN, Case, WindowCase
+from .cases import CLASSIFIER, GROUPS, INLINE, SWIN, Case, LinearCase, WindowCase
 
 PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
 
@@ -13,11 +13,11 @@ PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
 class Op(NamedTuple):
     """How an op's results are read."""
 
-    case: type[Case] | type[WindowCase]
+    case: type[Case] | type[WindowCase] | type[LinearCase]
     implementations: tuple[str, ...]  # in the table's order
     mine: tuple[str, ...]  # those of ours that are set against the peers
     peers: dict[str, str]  # what they are called in a sentence; the first one also gets a column
-    head: tuple[Case, ...] | tuple[WindowCase, ...]  # the rows of the geometric mean
+    head: tuple[Case, ...] | tuple[WindowCase, ...] | tuple[LinearCase, ...]  # the rows of the geometric mean
 
 
 OPS = {
@@ -35,9 +35,16 @@ OPS = {
         {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"},
         SWIN,
     ),
+    "linear": Op(
+        LinearCase,
+        ("floor", "ours", "ours plain", "eager", "eager compiled", "eager plain"),
+        ("ours",),
+        {"eager": "eager PyTorch", "eager compiled": "eager PyTorch compiled", "floor": "the floor"},
+        INLINE,
+    ),
 }
 
-Table = dict[Case | WindowCase, dict[tuple[str, str], Mapping[str, str]]]
+Table = dict[Case | WindowCase | LinearCase, dict[tuple[str, str], Mapping[str, str]]]
 
 
 def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: str | None = None) -> Table:
