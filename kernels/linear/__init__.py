@@ -19,8 +19,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, grid: tuple
     if q.shape[1] < 1 or q.shape[2] < 1:      # min() would tie a graph to which is smaller
         raise ValueError(f"q must have at least one row and column, got shape {list(q.shape)}")
     if grid[0] < 1 or grid[1] < 1 or grid[0] * grid[1] > q.shape[1] * q.shape[2]:
-        raise ValueError(f"grid must be at least one row and column, and at most the {q.shape[1]} x {q.shape[2]} tokens "
-                         f"of q, got {tuple(grid)}")
+        raise ValueError("grid must be at least one row and column, and at most the "
+                         f"{q.shape[1]} x {q.shape[2]} tokens of q, got {tuple(grid)}")
     if residual is None:
         return
     expected = [v.shape[0], v.shape[3], v.shape[4], 3, 3]

@@ -45,7 +45,7 @@ def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, out: Tensor, sums: Tensor,
     grid: tuple[int, int], scale: float, dq: Tensor, dk: Tensor, dv: Tensor, residual_grad: bool,
 ) -> Tensor | None:  # fmt: skip
-    """Writes into dq, dk, dv (shapes of q, k, v; last dimension contiguous); returns the residual's float32 gradient."""
+    """Writes into dq, dk, dv (shaped as q, k, v; last dimension contiguous); returns residual's float32 gradient."""
     if out.numel() == 0:
         return torch.zeros(residual.shape, device=q.device, dtype=torch.float32) if residual_grad else None
     q, k, v, grad, dq, dk, dv = (_tokens(x) for x in (q, k, v, grad_out.contiguous(), dq, dk, dv))
@@ -122,7 +122,9 @@ class _Call:
         self.map = (tokens - grid[0] * grid[1], *grid)
         _, self.align = host.strides(*(x.unsqueeze(1) for x in (q, k, v, *others)))
         self.plan = _plan(d, v.shape[-1], q.dtype, self.align, host.tf32())
-        self.filters = None if residual is None else residual.flatten(3).transpose(2, 3).float().contiguous()  # [B, heads, 9, Dv]
+        self.filters = None
+        if residual is not None:
+            self.filters = residual.flatten(3).transpose(2, 3).float().contiguous()  # [B, heads, 9, Dv]
 
     def _strides(self, *tensors: Tensor) -> list[int]:
         return [s // self.align for x in tensors for s in x.stride()[:3]]

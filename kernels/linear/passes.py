@@ -54,7 +54,7 @@ def _factor(
         b_m = tl.load(p_grads + cell, mask=m_cell, other=0.0)
     b_m *= unit
     size = 1.0
-    if TYPE != tl.float32:
+    if tl.float32 != TYPE:
         size = tl.max(tl.max(tl.abs(b_m), 1), 0)
         size = tl.where(size > 0, size, 1.0)
         b_m = (b_m / size).to(TYPE)

@@ -107,8 +107,9 @@ class LinearCase:
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take.
 
-        Forward reads q, k, v and writes the output once (4 maps); backward reads q, k, v and the output's gradient and
-        writes three gradients (7 maps). Two products with a matrix of dim x dim and nine taps a channel, backward twice.
+        Forward reads q, k, v and writes the output (4 maps); backward reads q, k, v and the output's gradient and
+        writes three gradients (7 maps). Two products with a matrix of dim x dim and nine taps a channel; backward has
+        twice that.
         """
         batch, rows, columns, heads, dim = self.shape
         elements = batch * rows * columns * heads * dim

@@ -1,4 +1,4 @@
-"""Injective linear attention with its local residual beside the same in eager PyTorch, and what the hardware could do."""
+"""Injective linear attention with its local residual beside eager PyTorch, and what the hardware could do."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def _ours(case: LinearCase, x: Inputs) -> Tensor:
 
 
 def eager(case: LinearCase, x: Inputs, residual: bool = True) -> Callable[[], Tensor]:
-    """The same from the packed projection to the output in the inputs' dtype: three products and a grouped convolution."""
+    """The same from the packed projection to the output, in the inputs' dtype: products and a grouped convolution."""
     batch, heads, dim = case.batch, case.heads, case.dim
     scale, tokens, channels = dim**-0.5, case.before + case.height * case.width, batch * heads * dim
 

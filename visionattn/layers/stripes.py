@@ -28,7 +28,7 @@ class CrossShapedAttention(nn.Module):
     Shapes: [B, H, W, dim] -> [B, H, W, dim].
 
     Raises:
-        ValueError: where ``dim`` is no multiple of ``num_heads``, ``num_heads`` is odd, or ``width`` below 1.
+        ValueError: where ``dim`` is no multiple of ``num_heads``, ``width`` below 1, or ``num_heads`` odd for stripes.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CrossShapedAttention(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, got dim {dim} and num_heads {num_heads}")
         if width is not None and (width < 1 or num_heads % 2):
-            raise ValueError(f"stripes need a width of at least 1 and an even number of heads, got {width}, {num_heads}")
+            raise ValueError(f"stripes must be at least 1 wide, and heads even for them, got {width} and {num_heads}")
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
