@@ -19,7 +19,7 @@ COLLECT, APPLY, BACKWARD_KEYS, BACKWARD_FILTERS = (
     for kernel in (passes.collect, passes.apply, passes.backward_keys, passes.backward_filters)
 )
 FORWARD, QUERIES, KEYS, VALUES = range(4)  # as in passes
-SLICE = tuning.SLICE
+SLICE, WHOLE = tuning.SLICE, tuning.WHOLE
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, grid: tuple[int, int]) -> str | None:
@@ -76,7 +76,7 @@ class _Plan:
     def __init__(self, d: int, dv: int, dtype: torch.dtype, align: int, tf32: bool) -> None:
         bd, bdv = min(host.padded(d), tuning.BLOCK), min(host.padded(dv), tuning.BLOCK)
         wide = dtype == torch.float32
-        plain = dict(D=d, DV=dv, ALIGN=align, SLICE=SLICE, UPCAST=host.INTERPRETED and dtype == torch.bfloat16)
+        plain = dict(D=d, DV=dv, ALIGN=align, UPCAST=host.INTERPRETED and dtype == torch.bfloat16)
         shared = plain | dict(PRECISION="tf32" if wide and tf32 else "ieee")
         self.narrow = max(d, dv) <= tuning.BLOCK
 
@@ -116,15 +116,17 @@ class _Call:
     ) -> None:  # fmt: skip
         batch, tokens, heads, d = q.shape
         self.scale, self.sums_shape = scale, (batch, heads, _numbers(q, v))
-        self.slices = -(-tokens // SLICE)
+        self.slices = -(-tokens // SLICE)  # as long as each other, but for whole tiles
+        length = -(-tokens // self.slices // WHOLE) * WHOLE
         self.programs = batch * heads * self.slices
-        self.numbers = (tokens, heads, self.slices)
+        self.numbers = (tokens, heads, self.slices, length)
         self.map = (tokens - grid[0] * grid[1], *grid)
         _, self.align = host.strides(*(x.unsqueeze(1) for x in (q, k, v, *others)))
         self.plan = _plan(d, v.shape[-1], q.dtype, self.align, host.tf32())
         self.filters = None
         if residual is not None:
-            self.filters = residual.flatten(3).transpose(2, 3).float().contiguous()  # [B, heads, 9, Dv]
+            self.filters = torch.empty(batch, heads, 9, v.shape[-1], device=q.device, dtype=torch.float32)
+            self.filters.copy_(residual.flatten(3).transpose(2, 3))
 
     def _strides(self, *tensors: Tensor) -> list[int]:
         return [s // self.align for x in tensors for s in x.stride()[:3]]

@@ -14,12 +14,12 @@ FORWARD, QUERIES, KEYS, VALUES = (tl.constexpr(n) for n in range(4))  # what a f
 
 
 @triton.jit
-def _place(tokens, heads, slices, SLICE: tl.constexpr):
+def _place(tokens, heads, slices, length):
     """Head, slice and image of this program, and its tokens from lo to hi."""
     pid = tl.program_id(0)
     part = pid // heads % slices
-    lo = part * SLICE
-    return pid % heads, part, (pid // (heads * slices)).to(tl.int64), lo, tl.minimum(lo + SLICE, tokens)
+    lo = part * length
+    return pid % heads, part, (pid // (heads * slices)).to(tl.int64), lo, tl.minimum(lo + length, tokens)
 
 
 @triton.jit
@@ -77,16 +77,16 @@ def _neighbour(p, stride, t, ok, before, height, width, DY: tl.constexpr, DX: tl
 @triton.jit
 def collect(
     p_x, p_y, p_sums, p_out, p_partial,
-    x_b, x_n, x_h, y_b, y_n, y_h, o_b, o_n, o_h, tokens, heads, slices, scale,
+    x_b, x_n, x_h, y_b, y_n, y_h, o_b, o_n, o_h, tokens, heads, slices, length, scale,
     QUERY: tl.constexpr, X: tl.constexpr, NX: tl.constexpr, BX: tl.constexpr, Y: tl.constexpr, NY: tl.constexpr,
-    BY: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr, SLICE: tl.constexpr,
+    BY: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """partial[image, head, slice] = sums of x^T y, x and y over the slice, of channels X.. and Y.. of them.
 
     With QUERY x and y are the queries and the gradient, and their dq is written in passing.
     """
-    head, part, b, lo, hi = _place(tokens, heads, slices, SLICE)
+    head, part, b, lo, hi = _place(tokens, heads, slices, length)
     p_x += (b * x_b + head * x_h) * ALIGN + X
     p_y += (b * y_b + head * y_h) * ALIGN + Y
     p_sums += (b * heads + head) * (D * DV + D + DV)
@@ -122,16 +122,16 @@ def collect(
 @triton.jit
 def apply(
     p_x, p_near, p_filters, p_sums, p_grads, p_out,
-    x_b, x_n, x_h, n_b, n_n, n_h, o_b, o_n, o_h, tokens, heads, slices, before, height, width, scale,
+    x_b, x_n, x_h, n_b, n_n, n_h, o_b, o_n, o_h, tokens, heads, slices, length, before, height, width, scale,
     KIND: tl.constexpr, C: tl.constexpr, NC: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, BR: tl.constexpr,
     RESIDUAL: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr,
-    SLICE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out = x factor + what all tokens share (+ the neighbours through the filters): channels C.. of out, dq, dk or dv.
 
     x has ROWS channels, taken BR at a time. For dv the neighbours are those that the token is a neighbour of.
     """
-    head, _, b, lo, hi = _place(tokens, heads, slices, SLICE)
+    head, _, b, lo, hi = _place(tokens, heads, slices, length)
     p_x += (b * x_b + head * x_h) * ALIGN
     p_near += (b * n_b + head * n_h) * ALIGN + C
     p_out += (b * o_b + head * o_h) * ALIGN + C
@@ -183,13 +183,13 @@ def apply(
 def backward_keys(
     p_k, p_v, p_g, p_filters, p_sums, p_grads, p_dk, p_dv, p_partial,
     k_b, k_n, k_h, v_b, v_n, v_h, g_b, g_n, g_h, dk_b, dk_n, dk_h, dv_b, dv_n, dv_h,
-    tokens, heads, slices, before, height, width, scale,
+    tokens, heads, slices, length, before, height, width, scale,
     BD: tl.constexpr, BDV: tl.constexpr, RESIDUAL: tl.constexpr, GRAD: tl.constexpr, D: tl.constexpr,
-    DV: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr, SLICE: tl.constexpr, PRECISION: tl.constexpr,
+    DV: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and, with GRAD, partial[image, head, slice] = the filters' gradient [9, DV], of narrow heads."""
-    head, part, b, lo, hi = _place(tokens, heads, slices, SLICE)
+    head, part, b, lo, hi = _place(tokens, heads, slices, length)
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN
     p_g += (b * g_b + head * g_h) * ALIGN
@@ -256,12 +256,12 @@ def backward_keys(
 
 @triton.jit
 def backward_filters(
-    p_v, p_g, p_partial, v_b, v_n, v_h, g_b, g_n, g_h, tokens, heads, slices, before, height, width,
+    p_v, p_g, p_partial, v_b, v_n, v_h, g_b, g_n, g_h, tokens, heads, slices, length, before, height, width,
     C: tl.constexpr, NC: tl.constexpr, BC: tl.constexpr, DV: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr,
-    SLICE: tl.constexpr, UPCAST: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """partial[image, head, slice] = the gradient of the filters of channels C.., of wide heads, tap by tap."""
-    head, part, b, lo, hi = _place(tokens, heads, slices, SLICE)
+    head, part, b, lo, hi = _place(tokens, heads, slices, length)
     p_v += (b * v_b + head * v_h) * ALIGN + C
     p_g += (b * g_b + head * g_h) * ALIGN + C
     o_c = tl.arange(0, BC)

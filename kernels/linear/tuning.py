@@ -1,6 +1,7 @@
 """Tile shapes by pass, head dimension and dtype: a small table, never keyed by batch or map size."""
 
-SLICE = 1024  # tokens of a program: of a fixed number, so that an image alone gets the sums it gets in a batch
+SLICE = 1024  # tokens of a program at most: a fixed number, so that an image alone gets the sums it gets in a batch
+WHOLE = 64  # of which the tokens of a program are a multiple, for whole tiles
 BLOCK = 64  # channels of a head that are worked on at a time
 
 
