@@ -43,6 +43,8 @@ ALL += ["inline_pvt_large"]
 
 def _tests(model: str, tests: set[str]) -> set[tuple[str, str]]:
     """The cases of a model; those with a class token have another configuration test, and none of maps by stage."""
+    if model == "inline_deit_base":
+        tests = tests - {CONFIGURATION}  # which timm's suite leaves out for images of more than 320 pixels
     if model.startswith("inline_deit_"):
         tests = {f"{test}_non_std" if test == CONFIGURATION else test for test in tests - {FEATURES}}
     return {(test, model) for test in tests}
