@@ -33,13 +33,12 @@ def _operator(name: str):
     return getattr(torch.ops.visionattn, name).default
 
 
-@pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
-@pytest.mark.parametrize("form", ["", "_packed"])
+@pytest.mark.parametrize("form, residual", [("", False), ("_packed", True)])
 def test_opcheck_of_the_op(form, residual, route):
     torch.library.opcheck(_operator(f"linear_attention{form}"), (*_inputs(form, route, residual), [3, 3], 0.25))
 
 
-@pytest.mark.parametrize("form", ["", "_packed"])
+@pytest.mark.parametrize("form", [pytest.param("", marks=pytest.mark.slow), "_packed"])
 def test_opcheck_of_forward_and_backward(form, fused):
     tensors, parameters = _inputs(form, fused, grad=False), ([3, 4], 0.25)
     forward, backward = (_operator(f"linear_attention{form}{part}") for part in ("_forward", "_backward"))
@@ -49,7 +48,7 @@ def test_opcheck_of_forward_and_backward(form, fused):
         torch.library.opcheck(backward, (torch.randn_like(out), *tensors, out, sums, *parameters, [wanted]))
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True], ids=["static", "dynamic"])
 def test_compiles_whole_forward_and_backward(dynamic, route, fresh_compiler):
     model = Predicted().to(route)
     compiled = torch.compile(lambda x: model(2 * x).square(), fullgraph=True, dynamic=dynamic,

@@ -160,7 +160,7 @@ def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, linear_csv, 
     for name in ("cpu_kernels.png", "cpu_window.png", "cpu_linear.png", "cpu_models.png"):
         data = (tmp_path / "figures" / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
-    assert len(list((tmp_path / "figures").iterdir())) == 3
+    assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
 BAD = {
