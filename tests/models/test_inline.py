@@ -188,7 +188,8 @@ def test_checkpointing_changes_nothing(host):
 
 
 def test_compiles_as_one_graph_forward_and_backward(host, compiled_whole):
-    model, x = _short(host, drop_path_rate=0.0).double(), torch.randn(2, 3, 57, 64, dtype=torch.float64)
+    options = {"drop_path_rate": 0.0, **SHORTEST.get(host, {})}
+    model, x = _short(host, **options).double(), torch.randn(2, 3, 57, 64, dtype=torch.float64)
     eager, compiled = compiled_whole(model, x, backend="aot_eager")
     torch.testing.assert_close(compiled, eager)
 
@@ -198,7 +199,7 @@ def test_exports_at_a_fixed_size(host):
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
-@pytest.mark.parametrize("host", ["deit", "pvt", pytest.param("swin", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("host", ["pvt", *(pytest.param(host, marks=pytest.mark.slow) for host in ("deit", "swin"))])
 def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(host, onnx_equal, tmp_path):
     model = _short(host, **SHORTEST[host]).eval()
     onnx_equal(model, tmp_path / "model.onnx", 64, (2, 3, 90, 101), [(3, 3, 112, 84), (1, 3, 64, 97)])
