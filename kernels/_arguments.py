@@ -15,6 +15,11 @@ def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     return found
 
 
+def ceil_div(n: int, d: int) -> int:
+    """n / d rounded up; symbolic sizes stay symbolic."""
+    return (n + d - 1) // d
+
+
 def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raises unless q, k, v have five dimensions, head dimensions of 8 to 256, and one floating-point dtype and device.
 
@@ -33,14 +38,14 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise TypeError(f"q, k and v must be float16, bfloat16, float32 or float64, got {q.dtype}")
 
 
-def check_bias(bias: Tensor, q: Tensor, names: str, shape: tuple[int, ...]) -> None:
-    """Raises unless `bias` is a floating-point tensor of `shape`, which reads `names` in words, on q's device."""
+def check_bias(bias: Tensor, q: Tensor, words: str, shape: tuple[int, ...], name: str = "bias") -> None:
+    """Raises unless `bias` is a floating-point tensor of `shape`, which reads `words`, on q's device."""
     if bias.ndim != len(shape) or bias.shape != shape:
-        raise ValueError(f"bias must be {names} = {list(shape)}, got shape {list(bias.shape)}")
+        raise ValueError(f"{name} must be {words} = {list(shape)}, got shape {list(bias.shape)}")
     if not bias.dtype.is_floating_point:
-        raise TypeError(f"bias must be a floating-point tensor, got {bias.dtype}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {bias.dtype}")
     if bias.device != q.device:
-        raise ValueError(f"bias must be on q's device {q.device}, got {bias.device}")
+        raise ValueError(f"{name} must be on q's device {q.device}, got {bias.device}")
 
 
 def logit_scale(q: Tensor, scale: float | None) -> float:

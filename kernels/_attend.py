@@ -17,6 +17,21 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
 ``BIAS(head, q_i, q_j, k_i, k_j, g, P) -> offset``
     where a pair's additive bias lies among the ``table`` float32 numbers at ``p_bias``; any value for other pairs.
 
+Where these are not enough an op may bring more (None otherwise):
+
+``KEY(i, j, g, P) -> (y, x)``
+    the place of a key, where queries and keys are counted in spaces of their own;
+``QUERY_AT(y, x, g, P) -> bool``, ``KEY_AT`` likewise
+    whether there is one at a place. A key that is not there is one of zeros, and takes weight;
+``RELATE(p_bias, table, b_q, q_i, q_j, o_q, ok, P, BD, PRECISION, UPCAST) -> (b_r, b_c)``
+    two blocks [queries, E] in q's dtype: what each query adds to the logits of keys of each row and each column.
+    ``p_bias`` and ``table`` mean what the op wants, ``o_q`` counts the queries of the batch;
+``FEATURE(k_i, k_j, c_i, g, P, DTYPE) -> (b_u, b_w, ok)``
+    two blocks [keys, E], ones at a key's row and column, and which keys are seen; replaces MASK and BIAS. The scores
+    are scale * q k^T + b_r b_u^T + b_c b_w^T. ``c_i`` is where the chunk starts;
+``UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_q, ok, P, BD, PRECISION, UPCAST) -> [queries, BD]``
+    what the gradients of b_r and b_c give to that of q.
+
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
 Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients need:
 with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the sum. Every sum is float32; no atomics.
@@ -25,85 +40,18 @@ with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the su
 import triton
 import triton.language as tl
 
-MASKED = tl.constexpr(float("-inf"))
-LOWEST = tl.constexpr(-1e30)  # a finite start of the running maximum: a chunk without any valid key stays NaN-free
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr):
-    """Pointers to and validity of the rows of D elements at (y, x): two [N, BD] blocks."""
-    o_d = tl.arange(0, BD)
-    ptr = p + (y.to(tl.int64) * s_y + x.to(tl.int64) * s_x)[:, None] + o_d[None, :]
-    mask = ok[:, None]
-    if BD != D:
-        mask = mask & (o_d < D)[None, :]
-    return ptr, mask
-
-
-@triton.jit
-def load_rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
-    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
-    b = tl.load(ptr, mask=mask, other=0.0)
-    if UPCAST:  # Triton's interpreter multiplies bfloat16 blocks wrongly
-        b = b.to(tl.float32)
-    return b
-
-
-@triton.jit
-def store_rows(p, s_y, s_x, y, x, ok, b, D: tl.constexpr, BD: tl.constexpr):
-    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
-    tl.store(ptr, b.to(p.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _exp2(x, FTZ: tl.constexpr):
-    if FTZ:  # one instruction; tl.exp2 spends three more on denormals, which a probability does not need
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return tl.exp2(x)
-
-
-@triton.jit
-def store_lse(p, o, ok, b_m, b_l, SPLIT: tl.constexpr):
-    """What the backward kernels need to find a query's probabilities again: of the scores' maximum and their sum."""
-    if SPLIT:
-        tl.store(p + 2 * o, b_m, mask=ok)
-        tl.store(p + 2 * o + 1, 1.0 / b_l, mask=ok)
-    else:
-        tl.store(p + o, b_m + tl.log2(b_l), mask=ok)
-
-
-@triton.jit
-def load_lse(p, o, ok, SPLIT: tl.constexpr):
-    """The two numbers a query that :func:`probabilities` takes; the second is any where there is but one."""
-    if SPLIT:
-        return tl.load(p + 2 * o, mask=ok, other=float("inf")), tl.load(p + 2 * o + 1, mask=ok, other=0.0)
-    b_lse = tl.load(p + o, mask=ok, other=float("inf"))
-    return b_lse, b_lse
-
-
-@triton.jit
-def logit_base(SPLIT: tl.constexpr):
-    """What turns natural logits into those that the kernels sum up: base 2, unless digits are dearer than time."""
-    return 1.0 if SPLIT else LOG2E
-
-
-@triton.jit
-def exponentials(b_s, unit, b_m, SPLIT: tl.constexpr, FTZ: tl.constexpr):
-    """2 ** (b_s * unit - b_m); with SPLIT b_m is in units of b_s, and their difference loses no digits."""
-    if SPLIT:
-        return _exp2((b_s - b_m) * unit, FTZ)
-    return _exp2(b_s * unit - b_m, FTZ)
-
-
-@triton.jit
-def probabilities(b_s, unit, b_lse, b_norm, SPLIT: tl.constexpr, FTZ: tl.constexpr):
-    b_p = exponentials(b_s, unit, b_lse, SPLIT, FTZ)
-    if SPLIT:
-        b_p *= b_norm
-    return b_p
+from ._blocks import (
+    LOG2E,
+    LOWEST,
+    MASKED,
+    exponentials,
+    gather,
+    load_lse,
+    load_rows,
+    probabilities,
+    store_lse,
+    store_rows,
+)
 
 
 @triton.jit
@@ -124,21 +72,6 @@ def _next_chunk(c_i, c_j, i_lo, i_hi, CH: tl.constexpr, CW: tl.constexpr):
 
 
 @triton.jit
-def gather(p, offset, count, FTZ: tl.constexpr):
-    """float32 at p + offset clamped to 0..count - 1, in whatever layout its user has.
-
-    ``tl.load`` would pick a layout of its own and move every score through shared memory to meet it. Clamping is
-    cheaper than masking: pairs that do not attend are masked by their score.
-    """
-    offset = tl.minimum(tl.maximum(offset, 0), count - 1)
-    if FTZ:
-        return tl.inline_asm_elementwise(
-            "{ .reg .b64 a; mad.wide.s32 a, $1, 4, $2; ld.global.nc.f32 $0, [a]; }", "=f,r,l",
-            [offset, p.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1)  # fmt: skip
-    return tl.load(p + offset)
-
-
-@triton.jit
 def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, g, MASK: tl.constexpr,
             BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
             FTZ: tl.constexpr):  # fmt: skip
@@ -148,6 +81,31 @@ def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, 
     if HAS_BIAS:
         b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P), count, FTZ))
     return tl.where(ok, b_s, MASKED)
+
+
+@triton.jit
+def _related(b_s, b_r, b_c, b_u, b_w, ok, scale, PRECISION: tl.constexpr):
+    """Masked scores from products b_s: factors [M, E] and [E, N] of what rows and columns add, on the tensor cores."""
+    b_add = tl.dot(b_r, b_u, input_precision=PRECISION)
+    b_add = tl.dot(b_c, b_w, b_add, input_precision=PRECISION)
+    return tl.where(ok, tl.fma(b_s, scale, b_add), MASKED)
+
+
+@triton.jit
+def _there(y, x, ok, g, AT: tl.constexpr, P: tl.constexpr):
+    """``ok``, and something lies at (y, x)."""
+    if AT is None:
+        return ok
+    else:
+        return ok & AT(y, x, g, P)
+
+
+@triton.jit
+def _key_place(i, j, g, PLACE: tl.constexpr, KEY: tl.constexpr, P: tl.constexpr):
+    if KEY is None:
+        return PLACE(i, j, g, P)
+    else:
+        return KEY(i, j, g, P)
 
 
 @triton.jit
@@ -167,6 +125,8 @@ def attend_forward(
     BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
+    KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
+    FEATURE: tl.constexpr = None,
 ):  # fmt: skip
     """out = softmax(scale q k^T + bias) v and the log2-sum-exp of a tile of queries. Strides count ALIGN elements."""
     head, t, b = _program(tiles, heads)
@@ -182,8 +142,12 @@ def attend_forward(
     q_j = j0 + o_m % TW
     m_q = (q_i < n_i) & (q_j < n_j)
     y, x = PLACE(q_i, q_j, g, P)
+    m_q = _there(y, x, m_q, g, QUERY_AT, P)
     own_y, own_x = OWN(q_i, q_j, g, P)
     b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
+    if RELATE is not None:
+        o_q = (b * heads + head) * height * width + (y * width + x)
+        b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)
     b_m = tl.full([TH * TW], LOWEST, tl.float32)
     b_l = tl.zeros([TH * TW], tl.float32)
     b_o = tl.zeros([TH * TW, BDV], tl.float32)
@@ -195,11 +159,17 @@ def attend_forward(
         k_i = c_i + o_n // CW
         k_j = c_j + o_n % CW
         m_k = (k_i < i_hi) & (k_j < j_hi)
-        ky, kx = PLACE(k_i, k_j, g, P)
+        ky, kx = _key_place(k_i, k_j, g, PLACE, KEY, P)
+        m_k = _there(ky, kx, m_k, g, KEY_AT, P)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
-        b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                      n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+        if RELATE is None:
+            b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
+                          n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+        else:
+            b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_s = _related(b_s, b_r, b_c, tl.trans(b_u), tl.trans(b_w), seen[None, :], scale, PRECISION)
         b_m_new = tl.maximum(b_m, tl.max(b_s, 1) if SPLIT else tl.max(b_s, 1) * unit)
         b_p = exponentials(b_s, unit, b_m_new[:, None], SPLIT, FTZ)
         alpha = exponentials(b_m, unit if SPLIT else 1.0, b_m_new, SPLIT, FTZ)
@@ -225,6 +195,8 @@ def attend_backward_q(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     EXACT_DELTA: tl.constexpr,
+    KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None,
 ):  # fmt: skip
     """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
 
@@ -250,6 +222,7 @@ def attend_backward_q(
     q_j = j0 + o_m % TW
     m_q = (q_i < n_i) & (q_j < n_j)
     y, x = PLACE(q_i, q_j, g, P)
+    m_q = _there(y, x, m_q, g, QUERY_AT, P)
     o_row = o_image + (y * width + x)
     own_y, own_x = OWN(q_i, q_j, g, P)
     b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
@@ -262,6 +235,10 @@ def attend_backward_q(
         b_out = load_rows(p_out, o_y, o_x, y, x, m_q, DV, BDV, False)
         b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
     b_dq = tl.zeros([TH * TW, BD], tl.float32)
+    if RELATE is not None:
+        b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_row, m_q, P, BD, PRECISION, UPCAST)
+        b_dr = tl.zeros(b_r.shape, tl.float32)
+        b_dc = tl.zeros(b_c.shape, tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, g, TH, TW, P)
     unit = _unit(scale, HAS_BIAS)
@@ -271,11 +248,17 @@ def attend_backward_q(
             k_i = c_i + o_n // CW
             k_j = c_j + o_n % CW
             m_k = (k_i < i_hi) & (k_j < j_hi)
-            ky, kx = PLACE(k_i, k_j, g, P)
+            ky, kx = _key_place(k_i, k_j, g, PLACE, KEY, P)
+            m_k = _there(ky, kx, m_k, g, KEY_AT, P)
             b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
             b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
-            b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                          n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
+            if RELATE is None:
+                b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
+                              k_j[None, :], n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
+            else:
+                b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
+                b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+                b_s = _related(b_s, b_r, b_c, tl.trans(b_u), tl.trans(b_w), seen[None, :], scale, PRECISION)
             b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
             if EXACT_DELTA and step == 0:
@@ -284,12 +267,19 @@ def attend_backward_q(
             else:
                 b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
                 b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+                if RELATE is not None:
+                    b_dr = tl.dot(b_ds.to(b_u.dtype), b_u, b_dr, input_precision=PRECISION)
+                    b_dc = tl.dot(b_ds.to(b_w.dtype), b_w, b_dc, input_precision=PRECISION)
             c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
         if EXACT_DELTA and step == 0:
             b_delta /= tl.where(m_q, b_total, 1.0)
 
     tl.store(p_delta + o_row, b_delta, mask=m_q)
-    store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale, D, BD)
+    if RELATE is None:
+        store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale, D, BD)
+    else:
+        b_add = UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_row, m_q, P, BD, PRECISION, UPCAST)
+        store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale + b_add, D, BD)
 
 
 @triton.jit
@@ -301,6 +291,8 @@ def attend_backward_kv(
     BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
+    KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
+    FEATURE: tl.constexpr = None,
 ):  # fmt: skip
     """dk and dv of a tile of keys: walks the queries that see it, the inverse neighborhood; nothing is scattered."""
     head, t, b = _program(tiles, heads)
@@ -321,7 +313,8 @@ def attend_backward_kv(
     k_i = i0 + o_m // TW
     k_j = j0 + o_m % TW
     m_k = (k_i < n_i) & (k_j < n_j)
-    y, x = PLACE(k_i, k_j, g, P)
+    y, x = _key_place(k_i, k_j, g, PLACE, KEY, P)
+    m_k = _there(y, x, m_k, g, KEY_AT, P)
     b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, y, x, m_k, D, BD, UPCAST)  # [BM, BD]
     b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, y, x, m_k, DV, BDV, UPCAST)  # [BM, BDV]
     b_dk = tl.zeros([TH * TW, BD], tl.float32)
@@ -335,14 +328,21 @@ def attend_backward_kv(
         q_j = c_j + o_n % CW
         m_q = (q_i < i_hi) & (q_j < j_hi)
         qy, qx = PLACE(q_i, q_j, g, P)
+        m_q = _there(qy, qx, m_q, g, QUERY_AT, P)
         o_q = o_image + (qy * width + qx)
         own_y, own_x = OWN(q_i, q_j, g, P)
         b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BN, BD]
         b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
         b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
-        b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
-                      n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
+        if RELATE is None:
+            b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
+                          n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
+        else:
+            b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)
+            b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
+            b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+            b_s = _related(b_s, b_u, b_w, tl.trans(b_r), tl.trans(b_c), seen[:, None], scale, PRECISION)
         b_p = probabilities(b_s, unit, b_lse[None, :], b_norm[None, :], SPLIT, FTZ)
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)
@@ -352,15 +352,3 @@ def attend_backward_kv(
 
     store_rows(p_dk, d_y * ALIGN, d_x * ALIGN, y, x, m_k, b_dk * scale, D, BD)
     store_rows(p_dv, e_y * ALIGN, e_x * ALIGN, y, x, m_k, b_dv, DV, BDV)
-
-
-@triton.jit
-def fold_bias(p_sum, p_dbias, heads, cells, CELL: tl.constexpr, P: tl.constexpr, T: tl.constexpr, COUNT: tl.constexpr,
-              BLOCK: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """dbias[h, d] = sum over m < DEPTH of sum[h, cell(d, m)] in a fixed order; ``CELL(d, m, P, T) -> (cell, ok)``."""
-    head = (tl.program_id(0) % heads).to(tl.int64)
-    o_d = tl.program_id(0) // heads * BLOCK + tl.arange(0, BLOCK)
-    o_m = tl.arange(0, DEPTH)
-    cell, ok = CELL(o_d[:, None], o_m[None, :], P, T)
-    b = tl.load(p_sum + head * cells + cell, mask=ok & (o_d < COUNT)[:, None], other=0.0)
-    tl.store(p_dbias + head * COUNT + o_d, tl.sum(b, 1), mask=o_d < COUNT)

@@ -10,8 +10,8 @@ made before the walk, and
 
 ``KINDS(height, width, a_y, a_x, P) -> n``
     says how many kinds a map has, none of them empty;
-``KIND(kind, height, width, a_y, a_x, P) -> (n, h)``
-    how many spaces of a kind it has;
+``KIND(kind, height, width, a_y, a_x, P) -> (before, n, h)``
+    how many spaces of the kinds before a kind, and how many of this one it has;
 ``PICK(r, h, height, width, a_y, a_x, TH, TW, P)``
     what LOCATE says, of the r-th space of a kind;
 ``PART(i, j, g, P) -> part``
@@ -22,7 +22,7 @@ made before the walk, and
 import triton
 import triton.language as tl
 
-from ._attend import (
+from ._blocks import (
     LOG2E,
     MASKED,
     exponentials,
@@ -54,37 +54,36 @@ def _pair_bias(p_bias, count, head, i, j, g, ok, PART: tl.constexpr, ALIKE: tl.c
 @triton.jit
 def _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.constexpr, KINDS: tl.constexpr,
            KIND: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """(kinds from, to, spaces from, to, spaces of kinds before these) of the first-th of ``slices`` programs.
+    """(kinds from, to, spaces from, to) of the first-th of ``slices`` programs.
 
     Spaces alike are dealt out one by one. Of several kinds each program gets a run, in the order of kinds, so that few
     programs meet more than one.
     """
     if ALIKE:
-        return 0, 1, first, windows, 0
+        return 0, 1, first, windows
     else:
         lo = windows // slices * first + tl.minimum(first, windows % slices)
         hi = lo + windows // slices + (first < windows % slices).to(tl.int32)
-        from_kind, to_kind, before, done = 0, 0, 0, 0
+        batch = windows // tiles
+        from_kind, to_kind = 0, 0
         for kind in range(KINDS(height, width, a_y, a_x, P)):
-            count, h = KIND(kind, height, width, a_y, a_x, P)
-            end = done + windows // tiles * count
-            from_kind = tl.where(end <= lo, kind + 1, from_kind)
-            before = tl.where(end <= lo, end, before)
-            to_kind = tl.where(done < hi, kind + 1, to_kind)
-            done = end
-        return from_kind, to_kind, lo, hi, before
+            before, count, h = KIND(kind, height, width, a_y, a_x, P)
+            from_kind = tl.where((before + count) * batch <= lo, kind + 1, from_kind)
+            to_kind = tl.where(before * batch < hi, kind + 1, to_kind)
+        return from_kind, to_kind, lo, hi
 
 
 @triton.jit
-def _walk(kind, lo, hi, done, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.constexpr, KIND: tl.constexpr,
+def _walk(kind, lo, hi, slices, tiles, windows, height, width, a_y, a_x, ALIKE: tl.constexpr, KIND: tl.constexpr,
           P: tl.constexpr):  # fmt: skip
-    """(spaces of a kind in a map, in the batch, what PICK needs, the range of those that are this program's)."""
+    """(spaces of a kind in a map, what PICK needs, the range of those that are this program's)."""
     if ALIKE:
-        return tiles, windows, 0, lo, hi, slices
+        return tiles, 0, lo, hi, slices
     else:
-        count, h = KIND(kind, height, width, a_y, a_x, P)
-        total = windows // tiles * count
-        return count, total, h, tl.maximum(lo - done, 0), tl.minimum(hi - done, total), 1
+        # Nothing is carried from one kind to the next: Triton 3.6 loses what a loop around a pipelined one carries.
+        before, count, h = KIND(kind, height, width, a_y, a_x, P)
+        batch = windows // tiles
+        return count, h, tl.maximum(lo - before * batch, 0), tl.minimum(hi - before * batch, count * batch), 1
 
 
 @triton.jit
@@ -128,14 +127,11 @@ def attend_closed_forward(
     o_x = heads * DV
     o_y = width.to(tl.int64) * o_x
     unit = scale * logit_base(SPLIT)
-    from_kind, to_kind, lo, hi, done = _share(
-        first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P
-    )
+    from_kind, to_kind, lo, hi = _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P)
     for kind in range(from_kind, to_kind):
-        count, total, h, start, stop, step = _walk(
-            kind, lo, hi, done, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
+        count, h, start, stop, step = _walk(
+            kind, lo, hi, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
         )
-        done += total
         i0, j0, n_i, n_j, g = _locate(0, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
         j_kind = _afresh(j, kind, ALIKE, FTZ)
         ok = (i < n_i) & (j_kind < n_j)
@@ -186,14 +182,11 @@ def attend_closed_backward(
     o_y = width.to(tl.int64) * o_x
     unit = scale * logit_base(SPLIT)
     b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
-    from_kind, to_kind, lo, hi, done = _share(
-        first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P
-    )
+    from_kind, to_kind, lo, hi = _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P)
     for kind in range(from_kind, to_kind):
-        count, total, h, start, stop, step = _walk(
-            kind, lo, hi, done, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
+        count, h, start, stop, step = _walk(
+            kind, lo, hi, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KIND, P
         )
-        done += total
         i0, j0, n_i, n_j, g = _locate(0, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
         j_kind = _afresh(j, kind, ALIKE, FTZ)
         ok = (i < n_i) & (j_kind < n_j)

@@ -46,11 +46,16 @@ def launch(kernel: triton.JITFunction, programs: int, constants: dict, *args: ob
     if found is None:
         compiled = kernel[(programs,)](*args, **constants)
         if key is not None:
-            rest = [constants[name] for name in kernel.arg_names[len(args) :]]
+            rest = list(_constexprs(kernel, constants).values())
             _ready[key] = compiled, rest, constants  # holding the dict keeps its id from being given away
     else:
         compiled, rest, _ = found
         compiled[(programs, 1, 1)](*args, *rest)
+
+
+def _constexprs(kernel: triton.JITFunction, constants: dict) -> dict:
+    """All constexpr arguments in the kernel's order: those of ``constants``, and the defaults of the others."""
+    return {p.name: constants.get(p.name, p.default) for p in kernel.params if p.is_constexpr}
 
 
 def _plain(args: tuple) -> bool:
@@ -90,7 +95,7 @@ def _compile(kernel: triton.JITFunction, args: tuple, constants: dict) -> Compil
             attributes[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-    fixed = {name: value for name, value in constants.items() if name not in options}
+    fixed = _constexprs(kernel, constants)
     signature |= dict.fromkeys(fixed, "constexpr")
     binary = triton.compile(ASTSource(kernel, signature, fixed, attributes), target=_target, options=options)
     registers, spills = _resources(binary)

@@ -8,7 +8,7 @@ sum stays in registers. Partial sums are bounded by the number of programs, and 
 import triton
 import triton.language as tl
 
-from .._attend import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilities
+from .._blocks import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilities
 from .maps import _within, window_start
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _attend as engine
 from .. import _attend_closed as closed
 from .. import _host as host
+from .._fold import fold_bias
 from .._launch import launch, unspecialised
 from .._register import lse_shape
 from . import bias as overlapping
@@ -29,7 +30,7 @@ BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 CLOSED_FORWARD = unspecialised(closed.attend_closed_forward)
 CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
 BIAS_BACKWARD = unspecialised(overlapping.bias_backward)
-FOLD_BIAS = unspecialised(engine.fold_bias)
+FOLD_BIAS = unspecialised(fold_bias)
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
@@ -155,6 +156,15 @@ class _Plan:
 
 
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
+
+
+def forward_tiling(
+    geometry: Geometry, height: int, width: int, head_dim: int, dtype: torch.dtype, bias: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(rows, columns) of queries that a program of the forward pass owns, and of keys that it takes at a time."""
+    plan = _plan(geometry, height, width, head_dim, head_dim, dtype, bias, 8, False)
+    tile = plan.forward["TH"], plan.forward["TW"]
+    return tile, tile if plan.closed else (plan.forward["CH"], plan.forward["CW"])
 
 
 def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .._arguments import pair
+from .._arguments import ceil_div, pair
 
 PARTITIONS = ("block", "grid")
 
@@ -18,6 +18,10 @@ class Geometry(NamedTuple):
     def positions(self) -> int:
         """How many positions a whole window holds."""
         return self.window[0] * self.window[1]
+
+    def is_table(self, bias: tuple[int, ...]) -> bool:
+        """Whether a bias of this shape is a table of relative positions rather than one number for each pair."""
+        return tuple(bias[1:]) == tuple(2 * n - 1 for n in self.window)
 
     def is_whole(self, height: int, width: int) -> bool:
         """Whether every window of a ``height x width`` map lies wholly inside it."""
@@ -39,11 +43,6 @@ class Geometry(NamedTuple):
         """(query, key) pairs that attend on one map."""
         rows, columns = (_axis_pairs(n, w, s, self.grid) for n, w, s in zip((height, width), self.window, self.shift))
         return rows * columns
-
-
-def ceil_div(n: int, d: int) -> int:
-    """n / d rounded up; symbolic sizes stay symbolic."""
-    return (n + d - 1) // d
 
 
 def _axis_pairs(n: int, window: int, shift: int, grid: bool) -> int:

@@ -51,7 +51,7 @@ def packed_kind(kind, height, width, a_y, a_x, P: tl.constexpr):
     alike_x, count_x, kinds_x = _along(width, a_x, P[1], P[2])
     first_y, n_y = _kind(kind // kinds_x, alike_y, count_y, P[2])
     first_x, n_x = _kind(kind % kinds_x, alike_x, count_x, P[2])
-    return n_y * n_x, (first_y, first_x, n_x, count_y, count_x)
+    return first_y * count_x + n_y * first_x, n_y * n_x, (first_y, first_x, n_x, count_y, count_x)
 
 
 @triton.jit
@@ -107,6 +107,20 @@ def pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
 
 
 @triton.jit
+def _displaced(head, q_y, q_x, k_y, k_x, P: tl.constexpr):
+    """Offset into the table [heads, 2 P_y - 1, 2 P_x - 1]: query minus key."""
+    W: tl.constexpr = 2 * P[1] - 1
+    centre = (head * (2 * P[0] - 1) + P[0] - 1) * W + P[1] - 1
+    return (q_y * W + q_x + centre) - (k_y * W + k_x)
+
+
+@triton.jit
+def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+    """As ``pair_offset``, into a table of relative positions."""
+    return _displaced(head, q_j // P[1], q_j % P[1], k_j // P[1], k_j % P[1], P)
+
+
+@triton.jit
 def cut_locate(t, height, width, a_y, a_x, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
     """One tile of a cut window. ``g`` goes on with the columns that are left of it, and how far into the whole window
     they start."""
@@ -159,3 +173,19 @@ def cut_pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
     q_n = (g[5] + q_j // g[4]) * P[1] + g[6] + q_j % g[4]
     k_n = (g[5] + k_j // g[4]) * P[1] + g[6] + k_j % g[4]
     return k_n + (head * N + q_n) * N
+
+
+@triton.jit
+def cut_table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+    """As ``table_offset``, of cut windows: how far into the whole window they start falls out."""
+    return _displaced(head, q_j // g[4], q_j % g[4], k_j // g[4], k_j % g[4], P)
+
+
+@triton.jit
+def table_cell(d, m, P: tl.constexpr, T: tl.constexpr):
+    """For ``fold_bias``: the pair among T x T whose query is position m and whose entry of the table is d."""
+    W: tl.constexpr = 2 * P[1] - 1
+    k_y = m // P[1] - (d // W - (P[0] - 1))
+    k_x = m % P[1] - (d % W - (P[1] - 1))
+    ok = (m < P[0] * P[1]) & (k_y >= 0) & (k_y < P[0]) & (k_x >= 0) & (k_x < P[1])
+    return m * T + k_y * P[1] + k_x, ok

@@ -2,13 +2,27 @@
 
 import pytest
 
-from visionattn.benchmark.cases import CLASSIFIER, GROUPS, INLINE, SWIN, Case, LinearCase, WindowCase
+from visionattn.benchmark.cases import (
+    CLASSIFIER,
+    DAVIT,
+    GROUPS,
+    HALONET50TS,
+    INLINE,
+    SWIN,
+    Case,
+    ChannelCase,
+    HaloCase,
+    LinearCase,
+    WindowCase,
+)
 
 
 def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert GROUPS["neighborhood"]["all"][:6] == CLASSIFIER
     assert len(GROUPS["neighborhood"]["all"]) == 13
     assert GROUPS["window"]["all"][:5] == SWIN
+    assert GROUPS["halo"]["all"][:3] == HALONET50TS
+    assert GROUPS["channel"]["all"][:4] == DAVIT
     assert GROUPS["linear"]["all"][: len(INLINE)] == INLINE
 
 
@@ -26,6 +40,8 @@ def test_names_are_unique_and_say_dilation_and_stride():
         names = [case.name for case in groups["all"]]
         assert len(set(names)) == len(names)
     assert WindowCase(1, 8, 8, 1, 8, 4, 2).name == "B1 8x8 h1 d8 w4 shift 2"
+    assert HaloCase(1, 8, 8, 1, 8, 8, 4, 1).name == "B1 8x8 h1 d8 b4 halo 1"
+    assert HaloCase(1, 8, 8, 1, 8, 20, 4, 1, 2).name == "B1 8x8 h1 d8/20 b4 halo 1 stride 2"
     assert LinearCase(1, 8, 8, 1, 8, 1).name == "B1 8x8 h1 d8 1 before"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
 
@@ -39,6 +55,27 @@ def test_floor_is_bytes_or_products_whichever_takes_longer():
     # A product over a window costs two operations an element and key.
     assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(2 * 2 * elements * 25 / 1000)
     assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(7 * 2 * elements * 25 / 1000)
+
+
+def test_floor_of_halos_counts_the_queries_that_there_are_and_the_values_own_width():
+    case = HaloCase(2, 8, 12, 3, 16, 40, 4, 1, 2)
+    queries, keys, seen = 2 * 4 * 6 * 3, 2 * 8 * 12 * 3, 6 * 6
+    unlimited = float("inf")
+    elements = queries * 16 + keys * (16 + 40) + queries * 40  # q, k and v, the output
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(3 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * queries * seen * (16 + 40))
+    assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(2 * queries * seen * (4 * 16 + 3 * 40))
+
+
+def test_floor_of_channels_moves_every_map_once_and_multiplies_tokens_by_squares():
+    case, unlimited = ChannelCase(2, 8, 12, 3, 16), float("inf")
+    assert case.name == "B2 8x12 g3 d16"
+    elements = 2 * 8 * 12 * 3 * 16
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(4 * elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(11 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * 2 * elements * 16)
+    assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(6 * 2 * elements * 16)
 
 
 def test_floor_of_linear_attention_grows_with_the_tokens_alone():

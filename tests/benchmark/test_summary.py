@@ -3,7 +3,7 @@
 import pytest
 
 from visionattn.benchmark import records, summary
-from visionattn.benchmark.cases import CLASSIFIER, SWIN, WIDE
+from visionattn.benchmark.cases import CLASSIFIER, DAVIT, HALONET50TS, INLINE, SWIN, WIDE
 
 
 @pytest.fixture
@@ -57,16 +57,30 @@ def test_dtypes_are_not_mixed(kept):
     assert not summary.by_case(kept.rows.values(), dtype="bfloat16")
 
 
-def test_windows_are_set_against_timms_path_and_the_floor(tmp_path):
-    kept = records.Records(tmp_path / "b.csv", *records.KERNEL_RECORDS["window"])
-    for case, ms in zip(SWIN[:2], (1.0, 4.0)):
-        for implementation, factor in (("floor", 0.5), ("ours", 1.0), ("timm", 9.0), ("timm compiled", 3.0)):
-            kept.add(
-                op="window", **case.columns, implementation=implementation, **{"pass": "forward"}, p50_ms=ms * factor
-            )
-    table = summary.by_case(kept.rows.values(), "window")
-    assert list(table) == list(SWIN[:2])
-    lines = summary.speedups(table, "window")
+@pytest.mark.parametrize(
+    "op, peer, cases",
+    [("window", "timm", SWIN[:2]), ("halo", "timm", HALONET50TS[:2]), ("linear", "eager", INLINE[:2])],
+)
+def test_ops_are_set_against_their_one_peer_and_the_floor(op, peer, cases, tmp_path):
+    kept = records.Records(tmp_path / "b.csv", *records.KERNEL_RECORDS[op])
+    for case, ms in zip(cases, (1.0, 4.0)):
+        for implementation, factor in (("floor", 0.5), ("ours", 1.0), (peer, 9.0), (f"{peer} compiled", 3.0)):
+            kept.add(op=op, **case.columns, implementation=implementation, **{"pass": "forward"}, p50_ms=ms * factor)
+    table = summary.by_case(kept.rows.values(), op)
+    assert list(table) == list(cases)
+    lines = summary.speedups(table, op)
     assert [line.split(" (")[0] for line in lines] == [f"ours, fwd: {r:.2f}x" for r in (9, 3, 0.5)]
     assert [line.split(" as fast as ")[0][-13:] for line in lines] == [f"(least {r:.2f}x)" for r in (9, 3, 0.5)]
-    assert summary.render(table, "window").splitlines()[1].endswith("9.00x / -")
+    assert summary.render(table, op).splitlines()[1].endswith("9.00x / -")
+
+
+def test_channels_are_set_against_the_fastest_other_form_case_by_case(tmp_path):
+    kept = records.Records(tmp_path / "b.csv", *records.KERNEL_RECORDS["channel"])
+    times = {"floor": (0.5, 0.5), "ours": (1, 1), "timm": (9, 4), "sdpa compiled": (6, 8), "tokens first": (None, 16)}
+    for implementation, row in times.items():
+        for case, ms in zip(DAVIT, row):
+            kept.add(op="channel", **case.columns, implementation=implementation, **{"pass": "forward"}, p50_ms=ms)
+    table = summary.by_case(kept.rows.values(), "channel")
+    line = summary.speedups(table, "channel")[0]
+    assert line.startswith("ours, fwd: 4.90x (least 4.00x) as fast as the fastest other form (geometric mean of 2 of 8")
+    assert summary.render(table, "channel").splitlines()[1].endswith("6.00x / -")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels import _dispatch
+from visionattn.kernels.halo.geometry import Geometry as Halos
 from visionattn.kernels.neighborhood.geometry import Geometry
 from visionattn.kernels.window.geometry import Geometry as Windows
 
@@ -77,10 +78,20 @@ def members(n: int, i: int, window: int, shift: int, grid: bool) -> dict[int, in
     return {j: j - start for j in range(start, start + window) if 0 <= j < n}
 
 
+def every_pair(bias: Tensor, geometry: Windows) -> Tensor:
+    """A bias [heads, N, N] of all pairs; from a table of displacements one pair after another."""
+    (h, w), n = geometry.window, geometry.positions
+    if bias.shape[1:] != (2 * h - 1, 2 * w - 1):
+        return bias
+    pairs = [bias[:, q // w - k // w + h - 1, q % w - k % w + w - 1] for q in range(n) for k in range(n)]
+    return torch.stack(pairs, 1).unflatten(1, (n, n))
+
+
 def windows_by_loop(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Windows, scale: float) -> Tensor:
     """One position after another; `q` may be one window for all."""
     _, height, width, _, _ = k.shape
     (window_h, window_w), (shift_y, shift_x), grid = geometry
+    bias = None if bias is None else every_pair(bias, geometry)
     out = torch.empty(v.shape, dtype=q.dtype)
     for y in range(height):
         rows = members(height, y, window_h, shift_y, grid)
@@ -109,30 +120,67 @@ def windows_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometr
     place = (places[0][:, None] * geometry.window[1] + places[1][None, :]).flatten()
     if q.shape != k.shape:
         q = q[:, places[0]][:, :, places[1]]
-    added = None if bias is None else bias.to(q.dtype)[:, place[:, None], place[None, :]]
+    added = None if bias is None else every_pair(bias, geometry).to(q.dtype)[:, place[:, None], place[None, :]]
     return attend_under_mask(q, k, v, added, seen, scale)
 
 
-def linear_in_one_dtype(q: Tensor, k: Tensor, v: Tensor, taps: Tensor | None = None,
-                        grid: tuple[int, int] | None = None, scale: float | None = None) -> Tensor:
-    """Injective linear attention as its official code has it, in q's dtype throughout: what eager PyTorch gives.
+def channels_in_dtype(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Channel attention of [B, H, W, groups, D] in q's dtype throughout: what eager PyTorch gives."""
+    tokens, rows, columns = (x.flatten(1, 2).permute(0, 2, 3, 1) for x in (q, k, v))     # [B, groups, D, N]
+    weights = ((rows * scale) @ columns.transpose(-1, -2)).softmax(-1)
+    return (weights @ tokens).permute(0, 3, 1, 2).unflatten(1, q.shape[1:3])
 
-    `taps` [B, heads, 3, 3, Dv]: the residual's filters.
-    """
-    batch, height, width, heads, d = q.shape
-    n, size, scale = height * width, v.shape, d**-0.5 if scale is None else scale
-    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))                  # [B, heads, N, D]
-    kv = (k.transpose(2, 3) * abs(scale / n) ** 0.5) @ (v * abs(scale / n) ** 0.5) * (1 if scale >= 0 else -1)
-    out = q @ kv + (1 - q @ k.mean(2, True).transpose(2, 3) * scale) * v.mean(2, True)
-    if taps is not None:
-        rows, columns = grid or (height, width)
-        channels = batch * heads * size[-1]
-        image = v[:, :, n - rows * columns:].transpose(2, 3).reshape(1, channels, rows, columns)
-        weight = taps.permute(0, 1, 4, 2, 3).reshape(channels, 1, 3, 3)
-        local = torch.nn.functional.conv2d(image, weight.to(v.dtype), padding=1, groups=channels)
-        local = local.view(batch, heads, size[-1], -1).transpose(2, 3)
-        out = out + torch.nn.functional.pad(local, (0, 0, n - rows * columns, 0))
-    return out.transpose(1, 2).reshape(size)
+
+def halo_by_loop(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, geometry: Halos,
+                 scale: float) -> Tensor:
+    """One query after another; keys and values that lie outside the map are made of zeros."""
+    batch, height, width, heads, _ = q.shape
+    (block_h, block_w), (halo_h, halo_w), (stride_h, stride_w) = geometry
+    (rows, columns), (window_h, window_w) = k.shape[1:3], geometry.window
+    out = torch.empty(*q.shape[:4], v.shape[-1], dtype=q.dtype)
+    for y in range(height):
+        in_block_y = y % (block_h // stride_h)
+        top = y * stride_h // block_h * block_h - halo_h
+        for x in range(width):
+            in_block_x = x % (block_w // stride_w)
+            left = x * stride_w // block_w * block_w - halo_w
+            keys, values = (z.new_zeros(batch, window_h, window_w, heads, z.shape[-1]) for z in (k, v))
+            for i in range(window_h):
+                for j in range(window_w):
+                    if 0 <= top + i < rows and 0 <= left + j < columns:
+                        keys[:, i, j], values[:, i, j] = k[:, top + i, left + j], v[:, top + i, left + j]
+            query = q[:, y, x]
+            logits = torch.einsum("bhd,byxhd->bhyx", query, keys) * scale
+            first_h, first_w = window_h - 1 - in_block_y, window_w - 1 - in_block_x
+            logits = logits + (query @ rel_h[first_h:first_h + window_h].T)[..., :, None]
+            logits = logits + (query @ rel_w[first_w:first_w + window_w].T)[..., None, :]
+            weights = logits.flatten(2).softmax(-1).view_as(logits)
+            out[:, y, x] = torch.einsum("bhyx,byxhd->bhd", weights, values)
+    return out
+
+
+def halo_to_all(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, geometry: Halos,
+                scale: float) -> Tensor:
+    """Every query against the whole map, zeros around it, under a mask, in q's dtype throughout."""
+    pads, masks, shown = [], [], []
+    for n, many, block, halo, stride, table, window in zip(
+            k.shape[1:3], q.shape[1:3], *geometry, (rel_h, rel_w), geometry.window, strict=True):
+        blocks = -(-n // block)
+        query, key = torch.arange(many, device=q.device)[:, None], torch.arange(blocks * block + 2 * halo)
+        number = key.to(q.device) - query * stride // block * block                   # of the key in the window
+        masks.append((number >= 0) & (number < window))
+        shown.append((number - query % (block // stride) + window - 1).clamp(0, len(table) - 1))
+        pads = [halo, blocks * block + halo - n, *pads]
+    k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, *pads)) for x in (k, v))
+    seen = (masks[0][:, None, :, None] & masks[1][None, :, None, :]).flatten(2).flatten(0, 1)
+    by_row, by_column = (torch.einsum("byxhd,nd->bhyxn", q, table.to(q.dtype)) for table in (rel_h, rel_w))
+    by_row = by_row.gather(-1, shown[0][None, None, :, None].expand(*by_row.shape[:4], -1))
+    by_column = by_column.gather(-1, shown[1][None, None, None].expand(*by_column.shape[:4], -1))
+    added = (by_row[..., None] + by_column[..., None, :]).flatten(4).flatten(2, 3)
+    logits = (q * scale).flatten(1, 2).transpose(1, 2) @ k.flatten(1, 2).permute(0, 2, 3, 1) + added
+    weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
+    out = weights @ v.flatten(1, 2).transpose(1, 2)
+    return out.transpose(1, 2).unflatten(1, q.shape[1:3])
 
 
 def run(function: Callable, tensors: dict[str, Tensor | None], grad: Tensor | None) -> dict[str, Tensor]:
@@ -246,39 +294,53 @@ def windows_all() -> Callable:
 def windows_drawn() -> Callable:
     """draw(batch, height, width, heads, d, dv, geometry, device, bias, shared): float64 tensors as `drawn` gives them.
 
-    `shared`: q is one window of queries.
+    `bias`: whether there is one, of all pairs, or "table", of displacements. `shared`: q is one window of queries.
     """
 
     def draw_windows(batch: int, height: int, width: int, heads: int, d: int, dv: int, geometry: Windows,
-                     device: str, bias: bool = True, shared: bool = False) -> dict[str, Tensor]:
+                     device: str, bias: bool | str = True, shared: bool = False) -> dict[str, Tensor]:
         tensors = draw(batch, height, width, heads, d, dv, None, device)
         if shared:
             tensors["q"] = torch.randn(batch, *geometry.window, heads, d).bfloat16().to(tensors["q"])
         if bias:
-            n = geometry.positions
-            tensors["bias"] = torch.randn(heads, n, n).bfloat16().to(tensors["q"])
+            sides = [2 * n - 1 for n in geometry.window] if bias == "table" else [geometry.positions] * 2
+            tensors["bias"] = torch.randn(heads, *sides).bfloat16().to(tensors["q"])
         return tensors
 
     return draw_windows
 
 
 @pytest.fixture
-def linear_eager() -> Callable:
-    return linear_in_one_dtype
+def channels_eager() -> Callable:
+    return channels_in_dtype
 
 
 @pytest.fixture
-def linear_drawn() -> Callable:
-    """draw(batch, height, width, heads, d, dv, device, taps): float64 q, k, v and filters, as `drawn` gives them."""
+def halo_loop() -> Callable:
+    return halo_by_loop
 
-    def draw_linear(batch: int, height: int, width: int, heads: int, d: int, dv: int, device: str,
-                    taps: bool = True) -> dict[str, Tensor]:
-        tensors = draw(batch, height, width, heads, d, dv, None, device)
-        if taps:
-            tensors["taps"] = torch.randn(batch, heads, 3, 3, dv).bfloat16().to(tensors["q"])
-        return tensors
 
-    return draw_linear
+@pytest.fixture
+def halo_all() -> Callable:
+    return halo_to_all
+
+
+@pytest.fixture
+def halo_drawn() -> Callable:
+    """draw(batch, height, width, heads, d, dv, geometry, device): float64 tensors as `drawn` gives them.
+
+    height and width are those of the keys.
+    """
+
+    def draw_halos(batch: int, height: int, width: int, heads: int, d: int, dv: int, geometry: Halos,
+                   device: str) -> dict[str, Tensor]:
+        shapes = dict(q=(batch, *geometry.query_map(height, width), heads, d), k=(batch, height, width, heads, d),
+                      v=(batch, height, width, heads, dv), rel_h=(2 * geometry.window[0] - 1, d),
+                      rel_w=(2 * geometry.window[1] - 1, d))
+        tensors = {name: torch.randn(shape).bfloat16().to(device, torch.float64) for name, shape in shapes.items()}
+        return tensors | {name: tensors[name] / 4 for name in ("rel_h", "rel_w")}
+
+    return draw_halos
 
 
 @pytest.fixture

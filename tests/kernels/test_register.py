@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionattn.kernels import (
+    halo_attention,
+    halo_attention_packed_kv,
     neighborhood_attention,
     neighborhood_attention_packed,
     window_attention,
@@ -28,7 +31,21 @@ class Op(NamedTuple):
     small: tuple          # what follows q, k, v in the public functions
     parameters: tuple     # the same in torch's operators
     table: Callable       # the bias's shape but for the heads, of a window's side
-    forms: tuple          # suffixes of the operators' names
+    forms: tuple          # suffixes of the operators' names; the second is what `packed` calls
+    extras: int = 1       # how many tensors the bias is to torch's operators
+    kv: tuple = (1, 5, 4, 2, 2, 16)   # shape of packed keys and values
+
+
+def _halos(q, k, v, block, halo, bias):
+    """Both tables in one tensor, of at least as many numbers a row as q has."""
+    return halo_attention(q, k, v, block, halo, *bias[:, :, :q.shape[-1]].unbind(0))
+
+
+def _packed_halos(qkv, block, halo, bias):
+    if has_torch_function((qkv, bias)):
+        return handle_torch_function(_packed_halos, (qkv, bias), qkv, block, halo, bias=bias)
+    q, kv = qkv[:, :, :, 0], qkv[:, :, :, 1:].transpose(3, 4).flatten(4)
+    return halo_attention_packed_kv(q, kv, block, halo, *bias[:, :, :q.shape[-1]].unbind(0))
 
 
 OPS = {op.name: op for op in (
@@ -36,9 +53,11 @@ OPS = {op.name: op for op in (
        ([2, 2], [1, 1], [1, 1], 0.25), lambda n: (2 * n - 1, 2 * n - 1), ("", "_packed")),
     Op("window_attention", window_attention, window_attention_packed, (2, 1), ([2, 2], [1, 1], False, 0.25),
        lambda n: (n * n, n * n), ("", "_packed", "_packed_kv")),
+    Op("halo_attention", _halos, _packed_halos, (4, 1), ([4, 4], [1, 1], [1, 1], 0.25), lambda n: (2 * n + 3, 64),
+       ("", "_packed_kv"), 2, (1, 5, 4, 2, 32)),
 )}
 FORMS = [(op, form) for op in OPS for form in OPS[op].forms]
-NEIGHBORHOODS, WINDOWS = OPS.values()
+NEIGHBORHOODS, WINDOWS, HALOS = OPS.values()
 
 
 @pytest.fixture(params=OPS)
@@ -60,10 +79,18 @@ class Packed(torch.nn.Module):
 
 def _inputs(op: Op, form: str, device: str, bias: bool = True, grad: bool = True) -> list:
     one = (1, 5, 4, 2, 16)
-    shapes = {"": [one] * 3, "_packed": [(1, 5, 4, 3, 2, 16)], "_packed_kv": [one, (1, 5, 4, 2, 2, 16)]}[form]
+    shapes = {"": [one] * 3, "_packed": [(1, 5, 4, 3, 2, 16)], "_packed_kv": [one, op.kv]}[form]
     tensors = [torch.randn(shape, device=device) for shape in shapes]
-    tensors.append(torch.randn(2, *op.table(2), device=device) if bias else None)
+    tensors.append(torch.randn(2, *op.table(op.small[0]), device=device) if bias else None)
     return [x if x is None else x.requires_grad_(grad) for x in tensors]
+
+
+def _operator_inputs(op: Op, *args: object, **kwargs: object) -> list:
+    """The same as torch's operators take them."""
+    *tensors, bias = _inputs(op, *args, **kwargs)
+    if op.extras == 1:
+        return [*tensors, bias]
+    return [*tensors, *(x.detach()[:, :16].clone().requires_grad_(bias.requires_grad) for x in bias)]
 
 
 def _operator(name: str):
@@ -74,18 +101,21 @@ def _operator(name: str):
 @pytest.mark.parametrize("name, form", FORMS)
 def test_opcheck_of_the_op(name, form, bias, route):
     op = OPS[name]
-    torch.library.opcheck(_operator(name + form), (*_inputs(op, form, route, bias), *op.parameters))
+    if op is HALOS and not bias:
+        pytest.skip("halo attention always has its tables")
+    torch.library.opcheck(_operator(name + form), (*_operator_inputs(op, form, route, bias), *op.parameters))
 
 
 @pytest.mark.parametrize("name, form", FORMS)
 def test_opcheck_of_forward_and_backward(name, form, fused):
     op = OPS[name]
-    tensors = _inputs(op, form, fused, grad=False)
+    tensors = _operator_inputs(op, form, fused, grad=False)
     forward, backward = (_operator(f"{name}{form}{part}") for part in ("_forward", "_backward"))
     torch.library.opcheck(forward, (*tensors, *op.parameters))
     out, lse = forward(*tensors, *op.parameters)
-    torch.library.opcheck(backward, (torch.randn_like(out), *tensors, out, lse, *op.parameters, [True]))
-    torch.library.opcheck(backward, (torch.randn_like(out), *tensors, out, lse, *op.parameters, [False]))
+    for wanted in (True, False):
+        arguments = (torch.randn_like(out), *tensors, out, lse, *op.parameters, [wanted] * op.extras)
+        torch.library.opcheck(backward, arguments)
 
 
 def test_opcheck_with_one_query_window_for_all(fused):
@@ -131,14 +161,14 @@ def test_the_compiled_graph_holds_one_opaque_node_each_way(op, fused, fresh_comp
     backend = aot_autograd(fw_compiler=note, bw_compiler=note)
     model = torch.compile(Packed(op).to(fused), fullgraph=True, backend=backend)
     model(torch.randn(1, 4, 4, 3, 2, 16, device=fused, requires_grad=True)).sum().backward()
-    name = f"visionattn.{op.name}_packed"
+    name = f"visionattn.{op.name}{op.forms[1]}"
     assert seen == [[f"{name}_forward.default"], [f"{name}_backward.default"]]
 
 
 @pytest.mark.parametrize("op, arguments, least", [
     *((NEIGHBORHOODS, x, x[0] * x[1]) for x in ((7, 1, 1), (5, 2, 1), (7, 1, 4), (7, 1, 7), (4, 1, 2))),
-    *((WINDOWS, x, x[0] + 1) for x in ((7, 0), (7, 3), (4, 0, "grid")))]  # one window is a graph of its own
-    , ids=lambda x: getattr(x, "name", str(x)))
+    *((WINDOWS, x, x[0] + 1) for x in ((7, 0), (7, 3), (4, 0, "grid"))),    # one window is a graph of its own
+    (HALOS, (4, 1), 5)], ids=lambda x: getattr(x, "name", str(x)))
 def test_exports_with_dynamic_sizes_into_plain_operators(op, arguments, least):
     model = Packed(op, *arguments)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height", min=least, max=4096),
@@ -152,8 +182,8 @@ def test_exports_with_dynamic_sizes_into_plain_operators(op, arguments, least):
 
 
 @pytest.mark.parametrize("op, arguments, least", [
-    (NEIGHBORHOODS, (7, 1, 1), 7), (NEIGHBORHOODS, (3, 2, 2), 6), (WINDOWS, (7, 3), 8), (WINDOWS, (4, 0, "grid"), 5)],
-    ids=lambda x: getattr(x, "name", str(x)))
+    (NEIGHBORHOODS, (7, 1, 1), 7), (NEIGHBORHOODS, (3, 2, 2), 6), (WINDOWS, (7, 3), 8), (WINDOWS, (4, 0, "grid"), 5),
+    (HALOS, (4, 1), 5)], ids=lambda x: getattr(x, "name", str(x)))
 def test_onnx_agrees_to_1e_5_at_sizes_it_was_not_exported_at(op, arguments, least, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs visionattn[export]")
     pytest.importorskip("onnxscript", reason="needs visionattn[export]")
@@ -191,9 +221,9 @@ def test_autocast_casts_q_k_and_v_but_not_the_bias(op, dtype, route):
 
 
 def test_autocast_leaves_float64_alone(op):
-    q, k, v, _ = _inputs(op, "", "cpu")
+    q, k, v, bias = (x.double() for x in _inputs(op, "", "cpu"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert op.separate(q.double(), k.double(), v.double(), 3).dtype == torch.float64
+        assert op.separate(q, k, v, *op.small, bias=bias).dtype == torch.float64
 
 
 def test_flops_are_those_of_the_mathematics():

@@ -1,5 +1,4 @@
 """Every kernel compiles, on a machine without a GPU, for every card that is supported, and fits into it."""
-import itertools
 import json
 import os
 import subprocess
@@ -19,10 +18,24 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     def empty(side=size):
         return torch.empty(1, side, side, 2, d, dtype=getattr(torch, dtype))
     q, k, v, dq, dk, dv, grad = (empty() for _ in range(7))
-    if op == "linear":
+    if op == "channel":
+        from visionattn.kernels.channel import fused, tuning
+        tuning.SLICE, = more                                # whole maps, or slices of them
+        with compile_only(capability) as compiled:
+            out, weights = fused.forward(q, k, v, 1.0)
+            fused.backward(grad, q, k, v, out, weights, 1.0, dq, dk, dv)
+        found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
+        continue
+    rest = ()
+    if op == "halo":
+        from visionattn.kernels.halo import fused, geometry
+        geometry = geometry.make_geometry(*more)
+        table, *rest = (torch.zeros(2 * w - 1, d) for w in geometry.window)
+        if more[2] > 1:
+            q, dq, grad = (empty(-(-size // more[2])) for _ in range(3))
+    elif op == "linear":
         from visionattn.kernels.linear import fused
-        side, = more
-        geometry, table = (side, side), torch.zeros(1, 2, d, 3, 3)
+        geometry, table = more, torch.zeros(1, 2, d, 3, 3)
     elif op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
@@ -30,13 +43,14 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     else:
         from visionattn.kernels.window import fused, geometry
         side, shift, partition, shared = more
-        geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, side**2, side**2)
+        geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, 2 * side - 1, 2 * side - 1)
         if shared:
             q, dq = empty(side), empty(side)
-    table = table if bias else None
+    table = table if bias or op == "halo" else None
     with compile_only(capability) as compiled:
-        out, lse = fused.forward(q, k, v, table, geometry, 1.0)
-        fused.backward(grad, q, k, v, table, out, lse, geometry, 1.0, dq, dk, dv, bias)
+        out, lse = fused.forward(q, k, v, table, *rest, geometry, 1.0)
+        wanted = [bias] * (1 + len(rest))
+        fused.backward(grad, q, k, v, table, *rest, out, lse, geometry, 1.0, dq, dk, dv, *wanted)
     found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
 print(json.dumps(found))
 """
@@ -62,19 +76,29 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
-            "linear": [(14, 14)]}[op]
+            "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
+            "channel": [(14, 4096), (14, 100)],
+            "linear": [(14, 14, 14)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
-@pytest.mark.parametrize("op, capability", [*itertools.product(["neighborhood", "window"], SHARED), ("linear", 90)])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo"])
+@pytest.mark.parametrize("capability", SHARED)
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
+@pytest.mark.parametrize("op, capabilities", [("channel", SHARED), ("linear", (90,))])
+def test_the_models_kernels_over_all_tokens_fit(op, capabilities):
+    _compile([_cases(op, capability, 32, "bfloat16", (True,))[0] for capability in capabilities])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "linear"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel", "linear"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)
 def test_every_kernel_fits(capability, d, dtype, op):
+    if op == "channel" and d > 128:
+        pytest.skip("so many channels a group run the reference")
     _compile(_cases(op, capability, d, dtype, (False, True)))

@@ -38,8 +38,9 @@ class Case:
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take."""
-        window = min(self.kernel, self.height) * min(self.kernel, self.width)
-        return _floor_ms(self.shape, window, element_bytes, bytes_per_ms, flops_per_ms, backward)
+        keys = min(self.kernel, self.height) * min(self.kernel, self.width)
+        rows = self.batch * self.height * self.width * self.heads
+        return _floor_ms(rows, rows, keys, self.dim, self.dim, element_bytes, bytes_per_ms, flops_per_ms, backward)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,89 @@ class WindowCase:
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take; every window counts as a whole one."""
-        return _floor_ms(self.shape, self.window**2, element_bytes, bytes_per_ms, flops_per_ms, backward)
+        rows, keys = self.batch * self.height * self.width * self.heads, self.window**2
+        return _floor_ms(rows, rows, keys, self.dim, self.dim, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
+@dataclass(frozen=True)
+class HaloCase:
+    """One halo attention problem: ``[batch, height, width, heads, dim]`` keys, blocks, halos and queries' distance."""
+
+    op: ClassVar[str] = "halo"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+    dim_v: int
+    block: int
+    halo: int
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        dims = f"d{self.dim}" if self.dim == self.dim_v else f"d{self.dim}/{self.dim_v}"
+        stride = f" stride {self.stride}" if self.stride > 1 else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} {dims} b{self.block} halo {self.halo}{stride}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def window(self) -> int:
+        """Keys of a block along an axis."""
+        return self.block + 2 * self.halo
+
+    @property
+    def query_map(self) -> tuple[int, int]:
+        return -(-self.height // self.stride), -(-self.width // self.stride)
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take; every window counts as a whole one, relative logits as nothing."""
+        queries, keys = (self.batch * h * w * self.heads for h, w in (self.query_map, (self.height, self.width)))
+        dims = self.dim, self.dim_v
+        return _floor_ms(queries, keys, self.window**2, *dims, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
+@dataclass(frozen=True)
+class ChannelCase:
+    """One channel attention problem: ``heads`` groups of ``dim`` channels of a ``[batch, height, width]`` map."""
+
+    op: ClassVar[str] = "channel"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+
+    @property
+    def name(self) -> str:
+        return f"B{self.batch} {self.height}x{self.width} g{self.heads} d{self.dim}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take, the weights between channels taken for nothing.
+
+        Forward moves q, k, v and the output and needs two products over all tokens; backward moves q, k, v, the
+        output's gradient and three gradients and needs four.
+        """
+        maps, products = (11, 6) if backward else (4, 2)
+        elements = self.batch * self.height * self.width * self.heads * self.dim
+        return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * self.dim / flops_per_ms)
 
 
 @dataclass(frozen=True)
@@ -118,23 +201,30 @@ class LinearCase:
         return max(maps * elements * element_bytes / bytes_per_ms, products / flops_per_ms)
 
 
+AnyCase = Case | WindowCase | HaloCase | ChannelCase | LinearCase
+
+
 def _floor_ms(
-    shape: tuple[int, int, int, int, int],
+    queries: int,
     keys: int,
+    seen: int,
+    dim: int,
+    dim_v: int,
     element_bytes: int,
     bytes_per_ms: float,
     flops_per_ms: float,
     backward: bool,
 ) -> float:
-    """The larger of the times of the bytes and of the products that cannot be avoided, with ``keys`` a query.
+    """The larger of the times of the bytes and of the products that cannot be avoided, with ``seen`` keys a query.
 
-    Forward reads q, k, v and writes the output once (4 maps) and needs two products; backward reads q, k, v, the
-    output and its gradient, writes three gradients (8 maps) and needs five products.
+    Forward reads q, k, v and writes the output once and needs two products; backward reads q, k, v, the output and its
+    gradient, writes three gradients and needs five products.
     """
-    batch, height, width, heads, dim = shape
-    maps, products = (12, 7) if backward else (4, 2)
-    elements = batch * height * width * heads * dim
-    return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * keys / flops_per_ms)
+    elements = (queries + keys) * (dim + dim_v)
+    depth = dim + dim_v
+    if backward:
+        elements, depth = 3 * elements, 4 * dim + 3 * dim_v
+    return max(elements * element_bytes / bytes_per_ms, 2 * queries * seen * depth / flops_per_ms)
 
 
 # The stages of a NAT/DiNAT-like classifier at 224x224 and batch 128.
@@ -173,6 +263,62 @@ SWIN = (
 LARGE = (WindowCase(8, 224, 224, 4, 32, 8, 4),)
 TINY_WINDOWS = (WindowCase(2, 7, 7, 2, 8, 7), WindowCase(1, 8, 12, 2, 16, 4, 2))
 
+# The attention of timm's HaloNet-50ts at 256x256 and batch 128, of the first two stages of H1, and of H5's third.
+HALONET50TS = (
+    HaloCase(128, 32, 32, 4, 32, 32, 8, 3),
+    HaloCase(128, 16, 16, 8, 32, 32, 8, 3),
+    HaloCase(128, 8, 8, 8, 64, 64, 8, 3),
+)
+H1 = (
+    HaloCase(128, 64, 64, 8, 8, 8, 8, 3),
+    HaloCase(128, 64, 64, 8, 16, 16, 8, 3, 2),
+    HaloCase(128, 32, 32, 8, 16, 16, 8, 3),
+)
+H5 = (HaloCase(16, 28, 28, 8, 32, 80, 14, 2),)
+TINY_HALOS = (HaloCase(2, 8, 8, 2, 8, 8, 4, 1), HaloCase(1, 8, 12, 2, 16, 24, 4, 2, 2))
+
+
+def _settings(shape: tuple[int, int, int, int, int], *settings: tuple[int, ...]) -> tuple[Case, ...]:
+    """Cases of one shape; each setting is kernel, stride, dilation, the last two 1 where left out."""
+    return tuple(Case(*shape, kernel, *rest[1:], **dict(zip(("stride",), rest))) for kernel, *rest in settings)
+
+
+# Where the simulator's bounds are set against the clock. A tile costs more than its chunks: it reads queries, fills the
+# pipeline and writes outputs. That is not in the model, so tiles of few chunks stand apart.
+_MANY_128, _MANY_96, _MANY_64 = (8, 128, 128, 4, 64), (8, 96, 96, 8, 64), (32, 64, 64, 8, 32)
+SIMULATED = (
+    *_settings(_MANY_128, (13,), (16,), (24,), (24, 8), (32,), (32, 4), (32, 8), (32, 12), (32, 16), (32, 20)),
+    *_settings(_MANY_128, (32, 32), (48,), (48, 8), (48, 12), (48, 48), (64,), (64, 8), (64, 16), (64, 32)),
+    *_settings(_MANY_128, (96,), (96, 8), (96, 32), (32, 1, 2), (32, 8, 2), (32, 1, 4), (64, 1, 2)),
+    *_settings(_MANY_96, (25,), (32,), (32, 8), (32, 16), (48,), (48, 8), (48, 24), (48, 48), (64,), (64, 8), (80, 8)),
+    *_settings(_MANY_64, (13,), (16,), (31,), (32,), (32, 8), (32, 16), (32, 32), (48,), (48, 8), (48, 16), (32, 1, 2)),
+)
+SIMULATED_SMALL = (
+    *_settings(_MANY_128, (7,), (9,), (16, 8), (16, 16)),
+    *_settings(_MANY_64, (7,), (9,), (16, 8), (16, 16)),
+)
+SIMULATOR_GROUPS: dict[str, tuple[Case, ...]] = {
+    "all": SIMULATED,
+    "small": SIMULATED_SMALL,
+    "tiny": _settings((1, 8, 8, 1, 8), (3,), (4, 4), (2, 2, 2)),
+}
+
+
+# The stages of DaViT-T at 224x224 and batch 128, and at 512x512 and batch 64.
+DAVIT = (
+    ChannelCase(128, 56, 56, 3, 32),
+    ChannelCase(128, 28, 28, 6, 32),
+    ChannelCase(128, 14, 14, 12, 32),
+    ChannelCase(128, 7, 7, 24, 32),
+)
+DAVIT_512 = (
+    ChannelCase(64, 128, 128, 3, 32),
+    ChannelCase(64, 64, 64, 6, 32),
+    ChannelCase(64, 32, 32, 12, 32),
+    ChannelCase(64, 16, 16, 24, 32),
+)
+TINY_CHANNELS = (ChannelCase(2, 7, 7, 2, 8), ChannelCase(1, 12, 20, 1, 16))
+
 # The stages with linear attention of the tiny InLine models at 224x224, and of InLine-Swin-T at 512x512.
 INLINE = (
     LinearCase(128, 56, 56, 3, 32),
@@ -204,9 +350,25 @@ WINDOW_GROUPS: dict[str, tuple[WindowCase, ...]] = {
     "classifier": SWIN,
     "tiny": TINY_WINDOWS,
 }
+HALO_GROUPS: dict[str, tuple[HaloCase, ...]] = {
+    "all": HALONET50TS + H1 + H5,
+    "classifier": HALONET50TS,
+    "tiny": TINY_HALOS,
+}
+CHANNEL_GROUPS: dict[str, tuple[ChannelCase, ...]] = {
+    "all": DAVIT + DAVIT_512,
+    "classifier": DAVIT,
+    "tiny": TINY_CHANNELS,
+}
 LINEAR_GROUPS: dict[str, tuple[LinearCase, ...]] = {
     "all": INLINE + INLINE_512,
     "classifier": INLINE,
     "tiny": TINY_LINEAR,
 }
-GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS, "linear": LINEAR_GROUPS}
+GROUPS = {
+    "neighborhood": NEIGHBORHOOD_GROUPS,
+    "window": WINDOW_GROUPS,
+    "halo": HALO_GROUPS,
+    "channel": CHANNEL_GROUPS,
+    "linear": LINEAR_GROUPS,
+}

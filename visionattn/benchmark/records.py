@@ -24,11 +24,20 @@ KERNEL_COLUMNS = (*KERNEL_KEY, *_TIMES)
 
 WINDOW_KEY = (*_MAP, "window", "shift", "implementation", "pass")
 WINDOW_COLUMNS = (*WINDOW_KEY, *_TIMES)
+
+HALO_KEY = (*_MAP, "dim_v", "block", "halo", "stride", "implementation", "pass")
+HALO_COLUMNS = (*HALO_KEY, *_TIMES)
+
+CHANNEL_KEY = (*_MAP, "implementation", "pass")
+CHANNEL_COLUMNS = (*CHANNEL_KEY, *_TIMES)
+
 LINEAR_KEY = (*_MAP, "before", "implementation", "pass")
 LINEAR_COLUMNS = (*LINEAR_KEY, *_TIMES)
 KERNEL_RECORDS = {
     "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
     "window": (WINDOW_COLUMNS, WINDOW_KEY),
+    "halo": (HALO_COLUMNS, HALO_KEY),
+    "channel": (CHANNEL_COLUMNS, CHANNEL_KEY),
     "linear": (LINEAR_COLUMNS, LINEAR_KEY),
 }
 
@@ -42,6 +51,25 @@ MODEL_COLUMNS = (
     "peak_gib",
     "first_call_s",
     "parameters_m",
+    "note",
+    *ORIGIN,
+)
+
+# One line a setting: its time, that of our kernel at kernel = map and of SDPA over the whole map; speed-ups over the
+# former, as measured and at most.
+SIMULATOR_KEY = (*_MAP, "kernel", "dilation", "stride")
+SIMULATOR_COLUMNS = (
+    *SIMULATOR_KEY,
+    "chunks_a_tile",
+    "block_sparse",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "full_ms",
+    "sdpa_ms",
+    "flop_bound",
+    "bound",
+    "speedup",
     "note",
     *ORIGIN,
 )

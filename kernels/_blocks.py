@@ -1,0 +1,99 @@
+"""What every attention kernel is made of: rows of a map in and out, base-2 exponentials and their sums, gathers."""
+
+import triton
+import triton.language as tl
+
+MASKED = tl.constexpr(float("-inf"))
+LOWEST = tl.constexpr(-1e30)  # a finite start of the running maximum: a chunk without any valid key stays NaN-free
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr):
+    """Pointers to and validity of the rows of D elements at (y, x): two [N, BD] blocks."""
+    o_d = tl.arange(0, BD)
+    ptr = p + (y.to(tl.int64) * s_y + x.to(tl.int64) * s_x)[:, None] + o_d[None, :]
+    mask = ok[:, None]
+    if BD != D:
+        mask = mask & (o_d < D)[None, :]
+    return ptr, mask
+
+
+@triton.jit
+def load_rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
+    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
+    b = tl.load(ptr, mask=mask, other=0.0)
+    if UPCAST:  # Triton's interpreter multiplies bfloat16 blocks wrongly
+        b = b.to(tl.float32)
+    return b
+
+
+@triton.jit
+def store_rows(p, s_y, s_x, y, x, ok, b, D: tl.constexpr, BD: tl.constexpr):
+    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
+    tl.store(ptr, b.to(p.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _exp2(x, FTZ: tl.constexpr):
+    if FTZ:  # one instruction; tl.exp2 spends three more on denormals, which a probability does not need
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.exp2(x)
+
+
+@triton.jit
+def store_lse(p, o, ok, b_m, b_l, SPLIT: tl.constexpr):
+    """What the backward kernels need to find a query's probabilities again: of the scores' maximum and their sum."""
+    if SPLIT:
+        tl.store(p + 2 * o, b_m, mask=ok)
+        tl.store(p + 2 * o + 1, 1.0 / b_l, mask=ok)
+    else:
+        tl.store(p + o, b_m + tl.log2(b_l), mask=ok)
+
+
+@triton.jit
+def load_lse(p, o, ok, SPLIT: tl.constexpr):
+    """The two numbers a query that :func:`probabilities` takes; the second is any where there is but one."""
+    if SPLIT:
+        return tl.load(p + 2 * o, mask=ok, other=float("inf")), tl.load(p + 2 * o + 1, mask=ok, other=0.0)
+    b_lse = tl.load(p + o, mask=ok, other=float("inf"))
+    return b_lse, b_lse
+
+
+@triton.jit
+def logit_base(SPLIT: tl.constexpr):
+    """What turns natural logits into those that the kernels sum up: base 2, unless digits are dearer than time."""
+    return 1.0 if SPLIT else LOG2E
+
+
+@triton.jit
+def exponentials(b_s, unit, b_m, SPLIT: tl.constexpr, FTZ: tl.constexpr):
+    """2 ** (b_s * unit - b_m); with SPLIT b_m is in units of b_s, and their difference loses no digits."""
+    if SPLIT:
+        return _exp2((b_s - b_m) * unit, FTZ)
+    return _exp2(b_s * unit - b_m, FTZ)
+
+
+@triton.jit
+def probabilities(b_s, unit, b_lse, b_norm, SPLIT: tl.constexpr, FTZ: tl.constexpr):
+    b_p = exponentials(b_s, unit, b_lse, SPLIT, FTZ)
+    if SPLIT:
+        b_p *= b_norm
+    return b_p
+
+
+@triton.jit
+def gather(p, offset, count, FTZ: tl.constexpr):
+    """float32 at p + offset clamped to 0..count - 1, in whatever layout its user has.
+
+    ``tl.load`` would pick a layout of its own and move every score through shared memory to meet it. Clamping is
+    cheaper than masking: pairs that do not attend are masked by their score.
+    """
+    offset = tl.minimum(tl.maximum(offset, 0), count - 1)
+    if FTZ:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b64 a; mad.wide.s32 a, $1, 4, $2; ld.global.nc.f32 $0, [a]; }", "=f,r,l",
+            [offset, p.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1)  # fmt: skip
+    return tl.load(p + offset)
