@@ -4,7 +4,7 @@ maths."""
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .._arguments import check_heads, logit_scale
+from .._arguments import check_bias, check_heads, logit_scale
 from .._register import PACKED, SEPARATE, AttentionOp, register
 from . import reference
 
@@ -21,16 +21,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, grid: tuple
     if grid[0] < 1 or grid[1] < 1 or grid[0] * grid[1] > q.shape[1] * q.shape[2]:
         raise ValueError("grid must be at least one row and column, and at most the "
                          f"{q.shape[1]} x {q.shape[2]} tokens of q, got {tuple(grid)}")
-    if residual is None:
-        return
-    expected = [v.shape[0], v.shape[3], v.shape[4], 3, 3]
-    if list(residual.shape) != expected:
-        raise ValueError(f"residual must be [batch, heads, head_dim_v, 3, 3] = {expected}, got shape "
-                         f"{list(residual.shape)}")
-    if not residual.dtype.is_floating_point:
-        raise TypeError(f"residual must be a floating-point tensor, got {residual.dtype}")
-    if residual.device != q.device:
-        raise ValueError(f"residual must be on q's device {q.device}, got {residual.device}")
+    if residual is not None:
+        shape = (v.shape[0], v.shape[3], v.shape[4], 3, 3)
+        check_bias(residual, q, "[batch, heads, head_dim_v, 3, 3]", shape, "residual")
 
 
 def _prepare(grid: list[int], scale: float) -> tuple[tuple[int, int], float]:

@@ -34,7 +34,7 @@ def forward(
     out = torch.empty(v.shape, device=q.device, dtype=q.dtype)
     if out.numel() == 0:
         return out, out.new_empty(out.shape[0], out.shape[3], _numbers(q, v), dtype=torch.float32)
-    q, k, v, tokens = _tokens(q), _tokens(k), _tokens(v), out.flatten(1, 2)
+    q, k, v, tokens = host.tokens(q), host.tokens(k), host.tokens(v), out.flatten(1, 2)
     call = _Call(q, k, v, tokens, residual=residual, grid=grid, scale=scale)
     sums = call.collect(k, v)
     call.apply(FORWARD, q, tokens, sums, near=v)
@@ -48,7 +48,7 @@ def backward(
     """Writes into dq, dk, dv (shaped as q, k, v; last dimension contiguous); returns residual's float32 gradient."""
     if out.numel() == 0:
         return torch.zeros(residual.shape, device=q.device, dtype=torch.float32) if residual_grad else None
-    q, k, v, grad, dq, dk, dv = (_tokens(x) for x in (q, k, v, grad_out.contiguous(), dq, dk, dv))
+    q, k, v, grad, dq, dk, dv = (host.tokens(x) for x in (q, k, v, grad_out.contiguous(), dq, dk, dv))
     call = _Call(q, k, v, grad, dq, dk, dv, residual=residual, grid=grid, scale=scale)
     if call.plan.narrow:
         return call.backward_keys(k, v, grad, sums, call.collect(q, grad, sums, dq), dk, dv, residual_grad)
@@ -57,11 +57,6 @@ def backward(
     call.apply(KEYS, v, dk, sums, grads)
     call.apply(VALUES, k, dv, sums, grads, near=grad)
     return call.backward_filters(v, grad) if residual_grad else None
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """[B, H, W, heads, D] -> [B, N, heads, D], copied only where rows do not lie end to end or channels apart."""
-    return host.contiguous_rows(x.flatten(1, 2))
 
 
 def _numbers(q: Tensor, v: Tensor) -> int:
@@ -121,7 +116,7 @@ class _Call:
         self.programs = batch * heads * self.slices
         self.numbers = (tokens, heads, self.slices, length)
         self.map = (tokens - grid[0] * grid[1], *grid)
-        _, self.align = host.strides(*(x.unsqueeze(1) for x in (q, k, v, *others)))
+        _, self.align = host.strides(q, k, v, *others)
         self.plan = _plan(d, v.shape[-1], q.dtype, self.align, host.tf32())
         self.filters = None
         if residual is not None:

@@ -8,7 +8,7 @@ small: S = sum of x^T y [D, DV], and the sums of x and of y, float32 one behind 
 import triton
 import triton.language as tl
 
-from .._attend import load_rows, store_rows
+from .._blocks import load_rows, store_rows
 
 FORWARD, QUERIES, KEYS, VALUES = (tl.constexpr(n) for n in range(4))  # what a factor makes: out, dq, dk or dv
 
