@@ -5,15 +5,30 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class Case:
-    """One neighborhood attention problem: ``[batch, height, width, heads, dim]`` inputs and a square neighborhood."""
+class _OnMap:
+    """What every problem has: a map of each image, heads on it and their dimension."""
 
-    op: ClassVar[str] = "neighborhood"
     batch: int
     height: int
     width: int
     heads: int
     dim: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Case(_OnMap):
+    """One neighborhood attention problem: ``[batch, height, width, heads, dim]`` inputs and a square neighborhood."""
+
+    op: ClassVar[str] = "neighborhood"
     kernel: int
     dilation: int = 1
     stride: int = 1
@@ -27,15 +42,6 @@ class Case:
             parts.append(f"stride {self.stride}")
         return " ".join(parts)
 
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
-
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take."""
         keys = min(self.kernel, self.height) * min(self.kernel, self.width)
@@ -44,15 +50,10 @@ class Case:
 
 
 @dataclass(frozen=True)
-class WindowCase:
+class WindowCase(_OnMap):
     """One window attention problem: ``[batch, height, width, heads, dim]`` inputs, square windows and their shift."""
 
     op: ClassVar[str] = "window"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     window: int
     shift: int = 0
 
@@ -61,15 +62,6 @@ class WindowCase:
         shift = f" shift {self.shift}" if self.shift else ""
         return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} w{self.window}{shift}"
 
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
-
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take; every window counts as a whole one."""
         rows, keys = self.batch * self.height * self.width * self.heads, self.window**2
@@ -77,15 +69,10 @@ class WindowCase:
 
 
 @dataclass(frozen=True)
-class HaloCase:
+class HaloCase(_OnMap):
     """One halo attention problem: ``[batch, height, width, heads, dim]`` keys, blocks, halos and queries' distance."""
 
     op: ClassVar[str] = "halo"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     dim_v: int
     block: int
     halo: int
@@ -98,10 +85,6 @@ class HaloCase:
         return f"B{self.batch} {self.height}x{self.width} h{self.heads} {dims} b{self.block} halo {self.halo}{stride}"
 
     @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
     def window(self) -> int:
         """Keys of a block along an axis."""
         return self.block + 2 * self.halo
@@ -109,11 +92,6 @@ class HaloCase:
     @property
     def query_map(self) -> tuple[int, int]:
         return -(-self.height // self.stride), -(-self.width // self.stride)
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take; every window counts as a whole one, relative logits as nothing."""
@@ -123,28 +101,14 @@ class HaloCase:
 
 
 @dataclass(frozen=True)
-class ChannelCase:
+class ChannelCase(_OnMap):
     """One channel attention problem: ``heads`` groups of ``dim`` channels of a ``[batch, height, width]`` map."""
 
     op: ClassVar[str] = "channel"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
 
     @property
     def name(self) -> str:
         return f"B{self.batch} {self.height}x{self.width} g{self.heads} d{self.dim}"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take, the weights between channels taken for nothing.
@@ -158,18 +122,13 @@ class ChannelCase:
 
 
 @dataclass(frozen=True)
-class LinearCase:
+class LinearCase(_OnMap):
     """One linear attention problem with its local residual: ``[batch, height, width, heads, dim]`` inputs.
 
     ``before``: tokens in front of the map's, which then all lie in one row.
     """
 
     op: ClassVar[str] = "linear"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     before: int = 0
 
     @property
@@ -181,11 +140,6 @@ class LinearCase:
     def shape(self) -> tuple[int, int, int, int, int]:
         rows, columns = (1, self.before + self.height * self.width) if self.before else (self.height, self.width)
         return self.batch, rows, columns, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take.
