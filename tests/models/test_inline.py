@@ -187,6 +187,9 @@ def test_checkpointing_changes_nothing(host):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize(
+    "host", ["deit", "swin", *(pytest.param(host, marks=pytest.mark.slow) for host in ("pvt", "cswin"))]
+)
 def test_compiles_as_one_graph_forward_and_backward(host, compiled_whole):
     options = {"drop_path_rate": 0.0, **SHORTEST.get(host, {})}
     model, x = _short(host, **options).double(), torch.randn(2, 3, 57, 64, dtype=torch.float64)
@@ -205,6 +208,7 @@ def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(host, onnx_equal, tmp_p
     onnx_equal(model, tmp_path / "model.onnx", 64, (2, 3, 90, 101), [(3, 3, 112, 84), (1, 3, 64, 97)])
 
 
+@pytest.mark.slow
 def test_onnx_of_cswin_whose_stripes_are_tied_to_a_size_is_equal_in_onnxruntime(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs visionattn[export]")
     pytest.importorskip("onnxscript", reason="needs visionattn[export]")

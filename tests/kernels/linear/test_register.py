@@ -33,7 +33,9 @@ def _operator(name: str):
     return getattr(torch.ops.visionattn, name).default
 
 
-@pytest.mark.parametrize("form, residual", [("", False), ("_packed", True)])
+@pytest.mark.parametrize("form, residual, route", [
+    ("", False, "reference"), ("_packed", True, "reference"), ("_packed", True, "fused"),
+    pytest.param("", False, "fused", marks=pytest.mark.slow)], indirect=["route"])
 def test_opcheck_of_the_op(form, residual, route):
     torch.library.opcheck(_operator(f"linear_attention{form}"), (*_inputs(form, route, residual), [3, 3], 0.25))
 
@@ -48,7 +50,9 @@ def test_opcheck_of_forward_and_backward(form, fused):
         torch.library.opcheck(backward, (torch.randn_like(out), *tensors, out, sums, *parameters, [wanted]))
 
 
-@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic, route", [
+    (True, "fused"), *(pytest.param(*case, marks=pytest.mark.slow)
+                       for case in ((True, "reference"), (False, "fused"), (False, "reference")))], indirect=["route"])
 def test_compiles_whole_forward_and_backward(dynamic, route, fresh_compiler):
     model = Predicted().to(route)
     compiled = torch.compile(lambda x: model(2 * x).square(), fullgraph=True, dynamic=dynamic,
