@@ -123,7 +123,7 @@ class _Plan:
             self.tiles = geometry.dilation[0] * geometry.dilation[1]
             warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
             # all groups are alike, so the maps that tell them apart are never asked
-            shared |= dict(ALIKE=True, KINDS=None, KIND=None, PICK=None, PART=None, TH=side[0], TW=side[1],
+            shared |= dict(ALIKE=True, CLAMP=True, KINDS=None, KIND=None, PICK=None, PART=None, TH=side[0], TW=side[1],
                            num_warps=warps)  # fmt: skip
             self.forward = shared | dict(num_stages=forward_stages)
             self.fold = fold | dict(CELL=closed.closed_cell, T=side, DEPTH=side[0] * side[1])

@@ -27,7 +27,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geome
             raise ValueError(f"shift must be 0 where q is one window shared by all windows, got {geometry.shift}")
     if bias is not None:
         shape = (heads, geometry.positions, geometry.positions)
-        words = "[heads, window_h * window_w, window_h * window_w]"
+        words = ("a table [heads, 2 * window_h - 1, 2 * window_w - 1] or "
+                 "[heads, window_h * window_w, window_h * window_w]")
         if bias.ndim == 3 and geometry.is_table(bias.shape):
             shape, words = (heads, *bias.shape[1:]), "[heads, 2 * window_h - 1, 2 * window_w - 1]"
         check_bias(bias, q, words, shape)

@@ -142,7 +142,7 @@ class _Plan:
                              BLOCK=max(1, min(32, 4096 // depth)), DEPTH=depth)  # fmt: skip
         if self.closed:
             shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
-                                    BIAS=whole_bias, TH=1, TW=self.size)  # fmt: skip
+                                    BIAS=whole_bias, CLAMP=False, TH=1, TW=self.size)  # fmt: skip
             self.forward = shared | tuning.closed_forward(self.size, head_dim, wide)
             options = tuning.closed_backward(self.size, head_dim, wide, whole)
             self.closed_backward = [shared | options | dict(BIAS_GRAD=grad) for grad in (False, True)]

@@ -101,9 +101,9 @@ def own(i, j, g, P: tl.constexpr):
 
 @triton.jit
 def pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
-    """Offset into the bias [heads, N, N] of whole windows."""
+    """Offset into the bias [heads, N, N] of whole windows; none lies outside, not even that of a tile's padding."""
     N: tl.constexpr = P[0] * P[1]
-    return k_j + (head * N + q_j) * N
+    return tl.minimum(k_j, N - 1) + (head * N + tl.minimum(q_j, N - 1)) * N
 
 
 @triton.jit
@@ -117,7 +117,9 @@ def _displaced(head, q_y, q_x, k_y, k_x, P: tl.constexpr):
 @triton.jit
 def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
     """As ``pair_offset``, into a table of relative positions."""
-    return _displaced(head, q_j // P[1], q_j % P[1], k_j // P[1], k_j % P[1], P)
+    q_n = tl.minimum(q_j, P[0] * P[1] - 1)
+    k_n = tl.minimum(k_j, P[0] * P[1] - 1)
+    return _displaced(head, q_n // P[1], q_n % P[1], k_n // P[1], k_n % P[1], P)
 
 
 @triton.jit

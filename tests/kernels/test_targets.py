@@ -82,8 +82,10 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo"])
-@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.parametrize("op, capability", [
+    *(("neighborhood", capability) for capability in SHARED),
+    *(pytest.param(op, capability, marks=[pytest.mark.slow] * (capability in (89, 100))) for op in ("window", "halo")
+      for capability in SHARED)])
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 

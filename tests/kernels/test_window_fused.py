@@ -53,7 +53,10 @@ def _both(windows_all, window, shift, partition, d):
     return geometry, function, eager
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("shift-per-axis", "ragged-grid", "shared-ragged", "wide-ragged-grid", "wide-shared-grid", "d8", "d48", "d128")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_obeys_the_rule_forward_and_in_every_gradient(case, fused, poisoned, windows_drawn, windows_all, rule):
     batch, height, width, heads, d, dv, window, shift, partition, shared, bias, dtype = CASES[case]
     geometry, function, eager = _both(windows_all, window, shift, partition, d)
@@ -85,7 +88,8 @@ def test_repeats_are_bitwise_equal(case, fused, windows_drawn, results):
         assert torch.equal(value, second[name]), name
 
 
-@pytest.mark.parametrize("window, size", [((2, 3), (5, 4)), ((9, 8), (9, 10))], ids=["small", "wide"])
+@pytest.mark.parametrize("window, size", [
+    pytest.param((2, 3), (5, 4), id="small"), pytest.param((9, 8), (9, 10), id="wide", marks=pytest.mark.slow)])
 def test_packed_equals_separate_bit_for_bit(window, size, fused, poisoned, windows_drawn, results):
     geometry = make_geometry(window, 1)
     tensors = {name: x.float() for name, x in windows_drawn(2, *size, 2, 16, 16, geometry, fused).items()}

@@ -33,7 +33,7 @@ FULL = {
 }  # not TorchScript, which torch has deprecated
 SMALLEST = ["gna_nano", "fused_davit_tiny"]  # one a family
 SMALLEST += ["fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny", "fused_halonet_h0"]
-SMALLEST += ["nat_mini", "dinat_mini", "dinat_s_tiny"]
+SMALLEST += ["nat_mini", "dinat_s_tiny"]  # DiNAT is NAT but for its dilations
 SMALLEST += ["inline_pvt_tiny", "inline_deit_tiny"]  # and of the group that timm calls non-standard
 ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
 SIZES = ("tiny", "small", "base", "large")
