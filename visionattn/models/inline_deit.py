@@ -25,7 +25,7 @@ from visionattn.layers.padding import pad_to_multiple
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.inline_pvt import resize_embedding, resize_embeddings
 from visionattn.models.inline_swin import inline_cfg
-from visionattn.models.pyramid import PyramidFeatures, Size
+from visionattn.models.pyramid import PyramidFeatures, Size, draw_weights
 
 POOLS = ("token", "avg", "")
 
@@ -141,14 +141,7 @@ class InlineDeit(nn.Module):
         Args:
             needs_reset: also let every module draw its own first; not needed right after construction.
         """
-        for module in self.modules():
-            if needs_reset and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        draw_weights(self, needs_reset)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay."""
