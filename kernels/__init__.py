@@ -7,6 +7,7 @@ if __name__ == "kernels":
 from ._dispatch import explain
 from .channel import channel_attention, channel_attention_packed
 from .halo import halo_attention, halo_attention_packed_kv
+from .linear import linear_attention, linear_attention_packed
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
 from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
@@ -16,6 +17,8 @@ __all__ = [
     "explain",
     "halo_attention",
     "halo_attention_packed_kv",
+    "linear_attention",
+    "linear_attention_packed",
     "neighborhood_attention",
     "neighborhood_attention_packed",
     "window_attention",

@@ -7,10 +7,12 @@ from visionattn.benchmark.cases import (
     DAVIT,
     GROUPS,
     HALONET50TS,
+    INLINE,
     SWIN,
     Case,
     ChannelCase,
     HaloCase,
+    LinearCase,
     WindowCase,
 )
 
@@ -21,6 +23,7 @@ def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert GROUPS["window"]["all"][:5] == SWIN
     assert GROUPS["halo"]["all"][:3] == HALONET50TS
     assert GROUPS["channel"]["all"][:4] == DAVIT
+    assert GROUPS["linear"]["all"][: len(INLINE)] == INLINE
 
 
 NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
@@ -39,6 +42,7 @@ def test_names_are_unique_and_say_dilation_and_stride():
     assert WindowCase(1, 8, 8, 1, 8, 4, 2).name == "B1 8x8 h1 d8 w4 shift 2"
     assert HaloCase(1, 8, 8, 1, 8, 8, 4, 1).name == "B1 8x8 h1 d8 b4 halo 1"
     assert HaloCase(1, 8, 8, 1, 8, 20, 4, 1, 2).name == "B1 8x8 h1 d8/20 b4 halo 1 stride 2"
+    assert LinearCase(1, 8, 8, 1, 8, 1).name == "B1 8x8 h1 d8 1 before"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
 
 
@@ -72,3 +76,14 @@ def test_floor_of_channels_moves_every_map_once_and_multiplies_tokens_by_squares
     assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(11 * elements * 2 / 1000)
     assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * 2 * elements * 16)
     assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(6 * 2 * elements * 16)
+
+
+def test_floor_of_linear_attention_grows_with_the_tokens_alone():
+    case = LinearCase(2, 10, 20, 3, 16)
+    elements = 2 * 10 * 20 * 3 * 16
+    unlimited = float("inf")
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(4 * elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(11 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(elements * (4 * 16 + 18) / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(3 * elements * (4 * 16 + 18) / 1000)
+    assert LinearCase(2, 10, 20, 3, 16, 1).shape == (2, 1, 201, 3, 16)

@@ -3,7 +3,7 @@
 import pytest
 
 from visionattn.benchmark import records, summary
-from visionattn.benchmark.cases import CLASSIFIER, DAVIT, HALONET50TS, SWIN, WIDE
+from visionattn.benchmark.cases import CLASSIFIER, DAVIT, HALONET50TS, INLINE, SWIN, WIDE
 
 
 @pytest.fixture
@@ -57,11 +57,14 @@ def test_dtypes_are_not_mixed(kept):
     assert not summary.by_case(kept.rows.values(), dtype="bfloat16")
 
 
-@pytest.mark.parametrize("op, cases", [("window", SWIN[:2]), ("halo", HALONET50TS[:2])])
-def test_windows_and_halos_are_set_against_timms_path_and_the_floor(op, cases, tmp_path):
+@pytest.mark.parametrize(
+    "op, peer, cases",
+    [("window", "timm", SWIN[:2]), ("halo", "timm", HALONET50TS[:2]), ("linear", "eager", INLINE[:2])],
+)
+def test_ops_are_set_against_their_one_peer_and_the_floor(op, peer, cases, tmp_path):
     kept = records.Records(tmp_path / "b.csv", *records.KERNEL_RECORDS[op])
     for case, ms in zip(cases, (1.0, 4.0)):
-        for implementation, factor in (("floor", 0.5), ("ours", 1.0), ("timm", 9.0), ("timm compiled", 3.0)):
+        for implementation, factor in (("floor", 0.5), ("ours", 1.0), (peer, 9.0), (f"{peer} compiled", 3.0)):
             kept.add(op=op, **case.columns, implementation=implementation, **{"pass": "forward"}, p50_ms=ms * factor)
     table = summary.by_case(kept.rows.values(), op)
     assert list(table) == list(cases)

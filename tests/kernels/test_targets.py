@@ -33,6 +33,9 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         table, *rest = (torch.zeros(2 * w - 1, d) for w in geometry.window)
         if more[2] > 1:
             q, dq, grad = (empty(-(-size // more[2])) for _ in range(3))
+    elif op == "linear":
+        from visionattn.kernels.linear import fused
+        geometry, table = more, torch.zeros(1, 2, d, 3, 3)
     elif op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
@@ -60,7 +63,7 @@ def _compile(cases: list[tuple]) -> None:
                           env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout)
-    assert len({(case[0], case[6]) for case in found}) >= 2 * len({case[0] for case in cases})
+    assert len({(case[0], case[3], case[6]) for case in found}) >= 2 * len({(case[0], case[3]) for case in cases})
     for capability, *case, shared, spills in found:
         assert shared <= SHARED[capability] * 1024, (capability, case, shared)
         if case[1] != "float32" and case[0] <= 128:     # float32 and 256 are for completeness: no tile would hold them
@@ -74,7 +77,8 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
             "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
-            "channel": [(14, 4096), (14, 100)]}[op]
+            "channel": [(14, 4096), (14, 100)],
+            "linear": [(14, 14, 14)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
@@ -86,12 +90,13 @@ def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
-def test_the_models_channel_kernels_fit():
-    _compile([_cases("channel", capability, 32, "bfloat16", (False,))[0] for capability in SHARED])
+def test_the_models_kernels_over_all_tokens_fit():
+    ops = [("channel", capability) for capability in SHARED] + [("linear", 90)]
+    _compile([_cases(*op, 32, "bfloat16", (True,))[0] for op in ops])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel", "linear"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)

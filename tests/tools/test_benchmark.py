@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_LINEAR, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -61,6 +61,11 @@ def channel_csv(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def linear_csv(tmp_path_factory):
+    return _beside_timm("linear", tmp_path_factory.mktemp("linear"))
+
+
+@pytest.fixture(scope="module")
 def models_csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "cpu_models.csv"
     argv = ["models", "--models", "gna_nano", "timm/resnet10t", "--device", "cpu", "--dtype", "float32"]
@@ -84,6 +89,22 @@ def test_kernels_csv_has_every_column_and_every_measurement(kernels_csv):
             assert not row["p50_ms"] and "GPU" in row["note"]
         else:
             assert float(row["p50_ms"]) > 0 and not row["note"], row
+
+
+def test_linear_csv_has_every_measurement_and_eager_pytorch_gives_the_same(linear_csv):
+    rows = lines(linear_csv)
+    assert tuple(rows[0]) == records.LINEAR_COLUMNS
+    found = {(row["height"], row["before"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.height), str(case.before), i, p)
+        for case in TINY_LINEAR
+        for i in ("floor", "ours", "ours plain", "eager", "eager plain")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    peers = ("eager", "eager plain")
+    notes = {row["note"] for row in rows if row["implementation"] in peers}
+    assert notes == {f"from {peer}: output 0.00%, gradients 0.00%" for peer in peers}
 
 
 def test_window_csv_has_every_measurement_and_timms_path_gives_the_same(window_csv):
@@ -196,7 +217,7 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-PLOTTED = ("kernels", "window", "halo", "channel", "models", "simulator")
+PLOTTED = ("kernels", "window", "halo", "channel", "linear", "models", "simulator")
 
 
 def test_plot_draws_a_picture_of_each_kind(request, tmp_path):

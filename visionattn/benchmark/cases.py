@@ -5,15 +5,30 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class Case:
-    """One neighborhood attention problem: ``[batch, height, width, heads, dim]`` inputs and a square neighborhood."""
+class _OnMap:
+    """What every problem has: a map of each image, heads on it and their dimension."""
 
-    op: ClassVar[str] = "neighborhood"
     batch: int
     height: int
     width: int
     heads: int
     dim: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Case(_OnMap):
+    """One neighborhood attention problem: ``[batch, height, width, heads, dim]`` inputs and a square neighborhood."""
+
+    op: ClassVar[str] = "neighborhood"
     kernel: int
     dilation: int = 1
     stride: int = 1
@@ -27,15 +42,6 @@ class Case:
             parts.append(f"stride {self.stride}")
         return " ".join(parts)
 
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
-
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take."""
         keys = min(self.kernel, self.height) * min(self.kernel, self.width)
@@ -44,15 +50,10 @@ class Case:
 
 
 @dataclass(frozen=True)
-class WindowCase:
+class WindowCase(_OnMap):
     """One window attention problem: ``[batch, height, width, heads, dim]`` inputs, square windows and their shift."""
 
     op: ClassVar[str] = "window"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     window: int
     shift: int = 0
 
@@ -61,15 +62,6 @@ class WindowCase:
         shift = f" shift {self.shift}" if self.shift else ""
         return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} w{self.window}{shift}"
 
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
-
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take; every window counts as a whole one."""
         rows, keys = self.batch * self.height * self.width * self.heads, self.window**2
@@ -77,15 +69,10 @@ class WindowCase:
 
 
 @dataclass(frozen=True)
-class HaloCase:
+class HaloCase(_OnMap):
     """One halo attention problem: ``[batch, height, width, heads, dim]`` keys, blocks, halos and queries' distance."""
 
     op: ClassVar[str] = "halo"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     dim_v: int
     block: int
     halo: int
@@ -98,10 +85,6 @@ class HaloCase:
         return f"B{self.batch} {self.height}x{self.width} h{self.heads} {dims} b{self.block} halo {self.halo}{stride}"
 
     @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
     def window(self) -> int:
         """Keys of a block along an axis."""
         return self.block + 2 * self.halo
@@ -109,11 +92,6 @@ class HaloCase:
     @property
     def query_map(self) -> tuple[int, int]:
         return -(-self.height // self.stride), -(-self.width // self.stride)
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take; every window counts as a whole one, relative logits as nothing."""
@@ -123,28 +101,14 @@ class HaloCase:
 
 
 @dataclass(frozen=True)
-class ChannelCase:
+class ChannelCase(_OnMap):
     """One channel attention problem: ``heads`` groups of ``dim`` channels of a ``[batch, height, width]`` map."""
 
     op: ClassVar[str] = "channel"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
 
     @property
     def name(self) -> str:
         return f"B{self.batch} {self.height}x{self.width} g{self.heads} d{self.dim}"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take, the weights between channels taken for nothing.
@@ -157,7 +121,41 @@ class ChannelCase:
         return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * self.dim / flops_per_ms)
 
 
-AnyCase = Case | WindowCase | HaloCase | ChannelCase
+@dataclass(frozen=True)
+class LinearCase(_OnMap):
+    """One linear attention problem with its local residual: ``[batch, height, width, heads, dim]`` inputs.
+
+    ``before``: tokens in front of the map's, which then all lie in one row.
+    """
+
+    op: ClassVar[str] = "linear"
+    before: int = 0
+
+    @property
+    def name(self) -> str:
+        before = f" {self.before} before" if self.before else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim}{before}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        rows, columns = (1, self.before + self.height * self.width) if self.before else (self.height, self.width)
+        return self.batch, rows, columns, self.heads, self.dim
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take.
+
+        Forward reads q, k, v and writes the output (4 maps); backward reads q, k, v and the output's gradient and
+        writes three gradients (7 maps). Two products with a matrix of dim x dim and nine taps a channel; backward has
+        twice that.
+        """
+        batch, rows, columns, heads, dim = self.shape
+        elements = batch * rows * columns * heads * dim
+        maps, rounds = (11, 3) if backward else (4, 1)
+        products = rounds * elements * (4 * dim + 18)
+        return max(maps * elements * element_bytes / bytes_per_ms, products / flops_per_ms)
+
+
+AnyCase = Case | WindowCase | HaloCase | ChannelCase | LinearCase
 
 
 def _floor_ms(
@@ -275,6 +273,24 @@ DAVIT_512 = (
 )
 TINY_CHANNELS = (ChannelCase(2, 7, 7, 2, 8), ChannelCase(1, 12, 20, 1, 16))
 
+# The stages with linear attention of the tiny InLine models at 224x224, and of InLine-Swin-T at 512x512.
+INLINE = (
+    LinearCase(128, 56, 56, 3, 32),
+    LinearCase(128, 28, 28, 6, 32),
+    LinearCase(128, 14, 14, 12, 32),
+    LinearCase(128, 56, 56, 2, 32),
+    LinearCase(128, 28, 28, 4, 32),
+    LinearCase(128, 14, 14, 10, 32),
+    LinearCase(128, 7, 7, 16, 32),
+    LinearCase(128, 14, 14, 6, 32, 1),
+)
+INLINE_512 = (
+    LinearCase(64, 128, 128, 3, 32),
+    LinearCase(64, 64, 64, 6, 32),
+    LinearCase(64, 32, 32, 12, 32),
+)
+TINY_LINEAR = (LinearCase(2, 7, 7, 2, 8), LinearCase(1, 5, 6, 2, 16, 1))
+
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
     "classifier": CLASSIFIER,
@@ -298,9 +314,15 @@ CHANNEL_GROUPS: dict[str, tuple[ChannelCase, ...]] = {
     "classifier": DAVIT,
     "tiny": TINY_CHANNELS,
 }
+LINEAR_GROUPS: dict[str, tuple[LinearCase, ...]] = {
+    "all": INLINE + INLINE_512,
+    "classifier": INLINE,
+    "tiny": TINY_LINEAR,
+}
 GROUPS = {
     "neighborhood": NEIGHBORHOOD_GROUPS,
     "window": WINDOW_GROUPS,
     "halo": HALO_GROUPS,
     "channel": CHANNEL_GROUPS,
+    "linear": LINEAR_GROUPS,
 }

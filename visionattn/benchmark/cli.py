@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(GROUPS),
         default="neighborhood",
         help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, channel beside it and "
-        "other eager forms (default: %(default)s)",
+        "other eager forms, linear beside an eager form (default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
@@ -169,9 +169,9 @@ def _kernels(args: argparse.Namespace) -> None:
 
         neighborhood.run(*common, args.first_calls, args.prepare, _say)
     else:
-        from . import beside_timm, channel, halo, window
+        from . import beside_timm, channel, halo, linear, window
 
-        module = {"window": window, "halo": halo, "channel": channel}[args.op]
+        module = {"window": window, "halo": halo, "channel": channel, "linear": linear}[args.op]
         beside_timm.run(module.sides, *common, args.compiled, _say)
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}

@@ -22,6 +22,8 @@ STYLES = {
     "tokens first compiled": ("#e6b8d0", "products of [N, D] matrices, compiled"),
     "channels first": ("#009e73", "products of [D, N] matrices"),
     "channels first compiled": ("#8fd3bc", "products of [D, N] matrices, compiled"),
+    "eager": ("#d55e00", "eager PyTorch"),
+    "eager compiled": ("#999933", "eager PyTorch, compiled"),
 }
 
 

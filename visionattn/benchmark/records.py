@@ -30,11 +30,15 @@ HALO_COLUMNS = (*HALO_KEY, *_TIMES)
 
 CHANNEL_KEY = (*_MAP, "implementation", "pass")
 CHANNEL_COLUMNS = (*CHANNEL_KEY, *_TIMES)
+
+LINEAR_KEY = (*_MAP, "before", "implementation", "pass")
+LINEAR_COLUMNS = (*LINEAR_KEY, *_TIMES)
 KERNEL_RECORDS = {
     "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
     "window": (WINDOW_COLUMNS, WINDOW_KEY),
     "halo": (HALO_COLUMNS, HALO_KEY),
     "channel": (CHANNEL_COLUMNS, CHANNEL_KEY),
+    "linear": (LINEAR_COLUMNS, LINEAR_KEY),
 }
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")

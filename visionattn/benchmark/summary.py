@@ -12,11 +12,13 @@ from .cases import (
     GROUPS,
     H1,
     HALONET50TS,
+    INLINE,
     SWIN,
     AnyCase,
     Case,
     ChannelCase,
     HaloCase,
+    LinearCase,
     WindowCase,
 )
 
@@ -74,6 +76,13 @@ OPS = {
         {"best": "the fastest other form", **FORMS, "floor": "the floor"},
         DAVIT + DAVIT_512,
         tuple(FORMS),
+    ),
+    "linear": Op(
+        LinearCase,
+        ("floor", "ours", "ours plain", "eager", "eager compiled", "eager plain"),
+        ("ours",),
+        {"eager": "eager PyTorch", "eager compiled": "eager PyTorch compiled", "floor": "the floor"},
+        INLINE,
     ),
 }
 

@@ -3,8 +3,10 @@
 from visionattn.layers.channel import ChannelAttention
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
 from visionattn.layers.halo import HaloAttention
+from visionattn.layers.linear import LinearAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.position import ConvPositionEncoding
+from visionattn.layers.stripes import CrossShapedAttention
 from visionattn.layers.transformer import TransformerBlock
 from visionattn.layers.window import WindowAttention
 
@@ -13,7 +15,9 @@ __all__ = [
     "ConvDownsample",
     "ConvPositionEncoding",
     "ConvStem",
+    "CrossShapedAttention",
     "HaloAttention",
+    "LinearAttention",
     "NeighborhoodAttention",
     "PatchMerging",
     "PatchStem",

@@ -69,10 +69,11 @@ class Swin(Pyramid):
         super().__init__(dims, depths, block, **{"stem": PatchStem, "downsample": PatchMerging, **pyramid})
 
 
-def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.Tensor]:
+def checkpoint_filter_fn(checkpoint: dict, model: nn.Module, family: str = "Swin") -> dict[str, torch.Tensor]:
     """A Swin checkpoint for ``model``: ours, timm's or the official one; tables are resized for another window.
 
-    The official one has each downsampler at the end of a stage, and buffers that follow from the window.
+    The official one has each downsampler at the end of a stage, and buffers that follow from the window. ``family`` is
+    what to call the expected layout.
 
     Raises:
         ValueError: for the checkpoint of another family or variant.
@@ -88,7 +89,7 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
             name = re.sub(r"^head\.(?!fc\.)", "head.fc.", name)
         name = re.sub(r"^layers\.", "stages.", re.sub(r"^patch_embed\.", "stem.", name))
         state_dict[name] = tensor
-    require_layout(state_dict, model, "Swin")
+    require_layout(state_dict, model, family)
     resize_tables(state_dict, model, ".relative_position_bias_table")
     return state_dict
 
