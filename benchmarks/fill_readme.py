@@ -121,7 +121,7 @@ def models(path: Path) -> str:
 def sizes() -> str:
     """The backbones: parameters, and multiply-accumulates of one 224x224 image, counted on the meta device."""
     lines = []
-    for name in timm.list_models(["gna_*", "fused_*"]):
+    for name in timm.list_models(["gna_*", "fused_*", "biformer_*"]):
         with torch.device("meta"):
             model = timm.create_model(name).eval()
             image = torch.empty(1, 3, 224, 224)

@@ -7,6 +7,7 @@ if __name__ == "kernels":
 from ._dispatch import explain
 from .halo import halo_attention, halo_attention_packed_kv
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
+from .routing import routed_attention, routed_attention_packed, routed_attention_packed_qk
 from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "halo_attention_packed_kv",
     "neighborhood_attention",
     "neighborhood_attention_packed",
+    "routed_attention",
+    "routed_attention_packed",
+    "routed_attention_packed_qk",
     "window_attention",
     "window_attention_packed",
     "window_attention_packed_kv",

@@ -33,9 +33,9 @@ class Golden:
 
     def state_dict(self, boosted: bool) -> dict[str, torch.Tensor]:
         """Under official names; ``boosted`` fills position tables at full scale, where a wrong sign or order shows."""
-        tables = re.compile(re.search(r"matches /(.*)/ is filled", self.doc["boosted"]["rule"])[1])
+        tables = re.search(r"matches /(.*)/ is filled", self.doc["boosted"]["rule"])[1] if boosted else ""
         return {
-            name: fill(name, shape, boosted and len(shape) >= 2 and bool(tables.search(name)))
+            name: fill(name, shape, boosted and len(shape) >= 2 and bool(re.search(tables, name)))
             for name, shape, *_ in self.doc["state_dict"]
             if name not in self.doc["not_filled"]
         }

@@ -31,10 +31,11 @@ FULL = {
     "test_prune_intermediate_layers_contract",
 }  # not TorchScript, which torch has deprecated
 SMALLEST = ["gna_nano"]  # one a family
-SMALLEST += ["fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny", "fused_halonet_h0"]
+SMALLEST += ["fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny", "fused_halonet_h0", "biformer_tiny"]
 ALL = ["gna_nano", "gna_tiny", "gna_small", "gna_base"]
 ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit") for size in ("tiny", "small", "base", "large")]
 ALL += [f"fused_gcvit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base")]
+ALL += [f"biformer_{size}" for size in ("tiny", "small", "base", "stl")]
 ALL += [f"fused_halonet_h{n}" for n in range(8)] + ["fused_halonet26t", "fused_halonet50ts"]
 
 

@@ -3,16 +3,19 @@
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
 from visionattn.layers.halo import HaloAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
+from visionattn.layers.routing import GlobalAttention, RoutedAttention
 from visionattn.layers.transformer import TransformerBlock
 from visionattn.layers.window import WindowAttention
 
 __all__ = [
     "ConvDownsample",
     "ConvStem",
+    "GlobalAttention",
     "HaloAttention",
     "NeighborhoodAttention",
     "PatchMerging",
     "PatchStem",
+    "RoutedAttention",
     "TransformerBlock",
     "WindowAttention",
 ]
