@@ -9,7 +9,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32",
+          torch.int64: "*i64"}  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _target: GPUTarget | None = None
 _compiled: list["Compiled"] = []

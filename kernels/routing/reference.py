@@ -44,9 +44,16 @@ def reverse(x: Tensor, height: int, width: int, geometry: Geometry) -> Tensor:
     if _static(height, width):
         return x.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4).flatten(1, 2)[:, :height, :width]
     # one axis after the other, contiguous in between, or torch compares symbolic strides
-    y, z = (torch.arange(n, device=x.device) for n in (height, width))
-    x = x.permute(0, 1, 4, 2, 5, 3, 6).contiguous()[:, y // size[0], y % size[0]]     # [B, H, columns, X, heads, D]
-    return x.contiguous()[:, :, z // size[1], z % size[1]]
+    (m, i), (n, j) = (_numbers(n, s, x.device) for n, s in zip((height, width), size))
+    x = x.permute(0, 1, 4, 2, 5, 3, 6).contiguous()[:, m, i]                          # [B, H, columns, X, heads, D]
+    return x.contiguous()[:, :, n, j]
+
+
+def _numbers(n: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The region of each of `n` positions of an axis, and its number there."""
+    position = torch.arange(n, device=device)
+    region = position // size
+    return region, position - region * size
 
 
 def _outside(height: int, width: int, geometry: Geometry, device: torch.device) -> Tensor | None:
