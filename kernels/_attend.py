@@ -20,7 +20,8 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
 Where these are not enough an op may bring more (None otherwise):
 
 ``LIST(p_bias, table, b, g, P) -> g``
-    more of ``g``, read from memory once a tile: where image b's list of what the tile sees begins, and how long it is;
+    more of ``g``, read from memory once a tile: where image b's list of what the tile sees begins, and how long it is.
+    Boxes are then rows of single listed things, chunks (1 x CW) lie in one, and the i of places in the box is a scalar;
 ``KEY(i, j, g, P) -> (y, x)``
     the place of a key, where queries and keys are counted in spaces of their own;
 ``QUERY_AT(y, x, g, P) -> bool``, ``KEY_AT`` likewise
@@ -114,6 +115,15 @@ def _key_place(i, j, g, PLACE: tl.constexpr, KEY: tl.constexpr, P: tl.constexpr)
 
 
 @triton.jit
+def _row(c_i, i, LIST: tl.constexpr):
+    """The rows of a chunk as index maps get them."""
+    if LIST is None:
+        return i
+    else:
+        return c_i
+
+
+@triton.jit
 def _unit(scale, HAS_BIAS: tl.constexpr):
     """What turns :func:`_scores` into base-2 logits; positive, so that it commutes with the maximum."""
     if HAS_BIAS:
@@ -166,7 +176,7 @@ def attend_forward(
         k_i = c_i + o_n // CW
         k_j = c_j + o_n % CW
         m_k = (k_i < i_hi) & (k_j < j_hi)
-        ky, kx = _key_place(k_i, k_j, g, PLACE, KEY, P)
+        ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
         m_k = _there(ky, kx, m_k, g, KEY_AT, P)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
@@ -257,7 +267,7 @@ def attend_backward_q(
             k_i = c_i + o_n // CW
             k_j = c_j + o_n % CW
             m_k = (k_i < i_hi) & (k_j < j_hi)
-            ky, kx = _key_place(k_i, k_j, g, PLACE, KEY, P)
+            ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
             m_k = _there(ky, kx, m_k, g, KEY_AT, P)
             b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
             b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
@@ -339,10 +349,10 @@ def attend_backward_kv(
         q_i = c_i + o_n // CW
         q_j = c_j + o_n % CW
         m_q = (q_i < i_hi) & (q_j < j_hi)
-        qy, qx = PLACE(q_i, q_j, g, P)
+        qy, qx = PLACE(_row(c_i, q_i, LIST), q_j, g, P)
         m_q = _there(qy, qx, m_q, g, QUERY_AT, P)
         o_q = o_image + (qy * width + qx)
-        own_y, own_x = OWN(q_i, q_j, g, P)
+        own_y, own_x = OWN(_row(c_i, q_i, LIST), q_j, g, P)
         b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BN, BD]
         b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
         b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)

@@ -89,8 +89,9 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, regions: i
         k: like q.
         v: [batch, height, width, heads, head_dim_v], same dtype; head_dim_v may differ from head_dim.
         routes: [batch, R, K], int32 or int64: for each of the R = rows * columns regions, in reading order, the numbers
-            of those that its tokens attend to. A number that occurs twice counts twice; one outside 0..R - 1 stands for
-            no region. Tokens that see nothing at all get zeros.
+            of those that its tokens attend to. A number that occurs twice counts twice; one outside 0..R - 1, which
+            cannot be checked without waiting for the GPU, counts as the nearest. Tokens that see nothing, because all
+            regions chosen for theirs lie outside the map, get zeros.
         regions: how many along each axis, an int or (rows, columns).
         scale: of the logits; head_dim ** -0.5 unless given.
 

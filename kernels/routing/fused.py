@@ -19,6 +19,8 @@ from .._register import lse_shape
 from . import maps, tuning
 from .geometry import Geometry
 
+LONGEST = 1 << 21  # what is walked as one line, with room for its last chunk
+
 FORWARD = unspecialised(engine.attend_forward)
 BACKWARD_Q = unspecialised(engine.attend_backward_q)
 BACKWARD_KV = unspecialised(engine.attend_backward_kv)
@@ -27,6 +29,9 @@ INVERT = unspecialised(maps.invert)
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, geometry: Geometry) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
+    tokens, listed = math.prod(geometry.size(*q.shape[1:3])), geometry.count * routes.shape[2]
+    if max(tokens, 16 * listed) > LONGEST:
+        return f"regions of {tokens} tokens with {listed} routes are over {LONGEST} tokens or {LONGEST // 16} routes"
     return host.unsupported(q, v)
 
 
@@ -80,14 +85,16 @@ def backward(
 class _Plan:
     """The launches' constants for one partition and dtype: worked out once, since they cost more than a launch."""
 
-    def __init__(self, geometry: Geometry, line: int, topk: int, routes_dtype: torch.dtype, d: int, dv: int,
-                 dtype: torch.dtype, align: int, tf32: bool) -> None:  # fmt: skip
+    def __init__(self, geometry: Geometry, whole: bool, line: int, topk: int, routes_dtype: torch.dtype, d: int,
+                 dv: int, dtype: torch.dtype, align: int, tf32: bool) -> None:  # fmt: skip
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
         self.geometry = geometry
         shared = host.constants(d, dv, dtype, False, align, tf32) | dict(
-            P=(*geometry.regions, topk), LOCATE=maps.token_tile, PLACE=maps.token_place, OWN=maps.token_place,
-            QUERY_AT=maps.inside, KEY_AT=maps.inside, MASK=None, BIAS=None, TH=1, CH=1)  # fmt: skip
+            P=(*geometry.regions, topk, int(line == tuning.SMALLEST)), LOCATE=maps.token_tile, PLACE=maps.token_place,
+            OWN=maps.token_place, MASK=None, BIAS=None, TH=1, CH=1)  # fmt: skip
+        if not whole:  # where regions are cut, places of listed tokens have to be looked at once more for the mask
+            shared |= dict(QUERY_AT=maps.inside, KEY_AT=maps.inside)
 
         def open_pass(tiles: tuning.Tiles, **more: object) -> dict:
             return shared | more | dict(TW=tiles.tile, CW=tiles.chunk, num_warps=tiles.warps, num_stages=tiles.stages)
@@ -110,8 +117,9 @@ _plan = functools.lru_cache(maxsize=4096)(_Plan)
 
 
 def _planned(geometry: Geometry, size: tuple[int, int], q: Tensor, v: Tensor, routes: Tensor, align: int) -> _Plan:
-    return _plan(geometry, tuning.line(math.prod(size)), routes.shape[2], routes.dtype, q.shape[-1], v.shape[-1],
-                 q.dtype, align, host.tf32())  # fmt: skip
+    # beyond which of three tiles holds a region, and whether the map cuts any, a new map compiles nothing
+    return _plan(geometry, geometry.is_whole(*q.shape[1:3]), tuning.line(math.prod(size)), routes.shape[2],
+                 routes.dtype, q.shape[-1], v.shape[-1], q.dtype, align, host.tf32())  # fmt: skip
 
 
 def _positive(q: Tensor, scale: float) -> tuple[Tensor, float, int]:

@@ -78,17 +78,17 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, geometry: 
     keys, values = (partition(x.to(compute), geometry).flatten(0, 1) for x in (k, v))   # [B * R, heads, N, D]
     outside = _outside(height, width, geometry, q.device)
     first = torch.arange(batch, device=q.device)[:, None, None] * count
+    routes = routes.long().clamp(0, count - 1)
     lowest = torch.finfo(compute).min                     # and not -inf: a query may see nothing at all
 
     def attend(queries: Tensor, routes: Tensor) -> Tensor:
-        nowhere, routes = (routes < 0) | (routes >= count), routes.long().clamp(0, count - 1)
         seen_keys, seen_values = (x[first + routes].transpose(2, 3).flatten(3, 4) for x in (keys, values))
-        hidden = nowhere.unsqueeze(-1)                                                # [B, r, K, 1]
-        if outside is not None:
-            hidden = hidden | outside[routes]
-        hidden = hidden.expand(-1, -1, -1, keys.shape[2]).flatten(2)[:, :, None, None]  # [B, r, 1, 1, K * N]
-        logits = (queries @ seen_keys.transpose(-1, -2)).masked_fill(hidden, lowest)  # [B, r, heads, N, K * N]
-        return (logits.softmax(-1) @ seen_values).masked_fill(hidden.all(-1, keepdim=True), 0.0)
+        logits = queries @ seen_keys.transpose(-1, -2)                                # [B, r, heads, N, K * N]
+        if outside is None:
+            return logits.softmax(-1) @ seen_values
+        hidden = outside[routes].flatten(2)[:, :, None, None]                         # [B, r, 1, 1, K * N]
+        weights = logits.masked_fill(hidden, lowest).softmax(-1)
+        return (weights @ seen_values).masked_fill(hidden.all(-1, keepdim=True), 0.0)
 
     at_once = _regions_a_chunk(batch * heads * keys.shape[2] ** 2 * many)
     if at_once >= count:

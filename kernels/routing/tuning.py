@@ -15,9 +15,12 @@ class Tiles(NamedTuple):
     stages: int
 
 
+SMALLEST = 16
+
+
 def line(tokens: int) -> int:
     """The tile for regions of so many tokens, unless a pass has no room for it."""
-    return 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+    return SMALLEST if tokens <= SMALLEST else 32 if tokens <= 32 else 64
 
 
 def forward_tiles(line: int, head_dim: int, wide: bool) -> Tiles:
@@ -33,7 +36,7 @@ def query_tiles(line: int, head_dim: int, wide: bool) -> Tiles:
     """The dq pass."""
     if wide or head_dim > 64:
         return key_tiles(line, head_dim, wide)
-    return Tiles(line, 64 if line <= 16 else 32, _warps(line, head_dim), 2 if line <= 16 else 3)
+    return Tiles(line, 64 if line == SMALLEST else 32, _warps(line, head_dim), 2 if line == SMALLEST else 3)
 
 
 def key_tiles(line: int, head_dim: int, wide: bool) -> Tiles:
@@ -43,7 +46,7 @@ def key_tiles(line: int, head_dim: int, wide: bool) -> Tiles:
     if head_dim > 128:
         return Tiles(min(line, 32), 16, 8, 1)
     tile = min(line, 32 if head_dim > 64 else 64)
-    return Tiles(tile, 64 if line <= 16 and head_dim <= 64 else 32, _warps(tile, head_dim), 1)
+    return Tiles(tile, 64 if line == SMALLEST and head_dim <= 64 else 32, _warps(tile, head_dim), 1)
 
 
 def _warps(tile: int, head_dim: int) -> int:

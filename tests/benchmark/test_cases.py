@@ -2,7 +2,17 @@
 
 import pytest
 
-from visionattn.benchmark.cases import CLASSIFIER, GROUPS, HALONET50TS, SWIN, Case, HaloCase, WindowCase
+from visionattn.benchmark.cases import (
+    BIFORMER,
+    CLASSIFIER,
+    GROUPS,
+    HALONET50TS,
+    SWIN,
+    Case,
+    HaloCase,
+    RoutingCase,
+    WindowCase,
+)
 
 
 def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
@@ -10,6 +20,7 @@ def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert len(GROUPS["neighborhood"]["all"]) == 13
     assert GROUPS["window"]["all"][:5] == SWIN
     assert GROUPS["halo"]["all"][:3] == HALONET50TS
+    assert GROUPS["routing"]["all"][:3] == BIFORMER
 
 
 NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
@@ -28,6 +39,8 @@ def test_names_are_unique_and_say_dilation_and_stride():
     assert WindowCase(1, 8, 8, 1, 8, 4, 2).name == "B1 8x8 h1 d8 w4 shift 2"
     assert HaloCase(1, 8, 8, 1, 8, 8, 4, 1).name == "B1 8x8 h1 d8 b4 halo 1"
     assert HaloCase(1, 8, 8, 1, 8, 20, 4, 1, 2).name == "B1 8x8 h1 d8/20 b4 halo 1 stride 2"
+    assert RoutingCase(1, 8, 8, 1, 8, 2).name == "B1 8x8 h1 d8 top2"
+    assert RoutingCase(1, 8, 8, 1, 8, 2, 4).name == "B1 8x8 h1 d8 top2 of 4x4"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
 
 
@@ -51,3 +64,10 @@ def test_floor_of_halos_counts_the_queries_that_there_are_and_the_values_own_wid
     assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(3 * elements * 2 / 1000)
     assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * queries * seen * (16 + 40))
     assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(2 * queries * seen * (4 * 16 + 3 * 40))
+
+
+def test_floor_of_routing_counts_the_tokens_of_the_chosen_regions():
+    case, unlimited = RoutingCase(2, 14, 28, 3, 16, 4), float("inf")
+    elements = 2 * 14 * 28 * 3 * 16
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(12 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * 2 * elements * (4 * 2 * 4))

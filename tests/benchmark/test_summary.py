@@ -3,7 +3,7 @@
 import pytest
 
 from visionattn.benchmark import records, summary
-from visionattn.benchmark.cases import CLASSIFIER, HALONET50TS, SWIN, WIDE
+from visionattn.benchmark.cases import BIFORMER, CLASSIFIER, HALONET50TS, SWIN, WIDE
 
 
 @pytest.fixture
@@ -69,3 +69,13 @@ def test_windows_and_halos_are_set_against_timms_path_and_the_floor(op, cases, t
     assert [line.split(" (")[0] for line in lines] == [f"ours, fwd: {r:.2f}x" for r in (9, 3, 0.5)]
     assert [line.split(" as fast as ")[0][-13:] for line in lines] == [f"(least {r:.2f}x)" for r in (9, 3, 0.5)]
     assert summary.render(table, op).splitlines()[1].endswith("9.00x / -")
+
+
+def test_memory_is_the_largest_share_of_each_peers_peak(tmp_path):
+    kept = records.Records(tmp_path / "c.csv", *records.KERNEL_RECORDS["routing"])
+    for case, ours in zip(BIFORMER[:2], (10, 30)):
+        for implementation, mib in (("ours", ours), ("gather", 100.0)):
+            name = {"pass": "forward_backward"}
+            kept.add(op="routing", **case.columns, implementation=implementation, **name, p50_ms=1.0, peak_mib=mib)
+    (line,) = summary.memory(summary.by_case(kept.rows.values(), "routing"), "routing")
+    assert line == f"ours, fwd+bwd: at most 0.30x the peak memory of gathering ({BIFORMER[1].name})"

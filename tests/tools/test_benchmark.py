@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_HALOS, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_HALOS, TINY_ROUTES, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -45,6 +45,11 @@ def window_csv(tmp_path_factory):
 @pytest.fixture(scope="module")
 def halo_csv(tmp_path_factory):
     return _beside_timm("halo", tmp_path_factory.mktemp("halo"))
+
+
+@pytest.fixture(scope="module")
+def routing_csv(tmp_path_factory):
+    return _beside_timm("routing", tmp_path_factory.mktemp("routing"))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,21 @@ def test_halo_csv_has_every_measurement_and_timms_layer_gives_the_same(halo_csv)
     assert notes == {"from timm: output 0.00%, gradients 0.00%"}
 
 
+def test_routing_csv_has_every_measurement_and_gathering_gives_the_same(routing_csv):
+    rows = lines(routing_csv)
+    assert tuple(rows[0]) == records.ROUTING_COLUMNS
+    found = {(row["topk"], row["regions"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.topk), str(case.regions), i, p)
+        for case in TINY_ROUTES
+        for i in ("floor", "ours", "gather", "select")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] in ("gather", "select")}
+    assert notes == {f"from {peer}: output 0.00%, gradients 0.00%" for peer in ("gather", "select")}
+
+
 def test_a_second_run_replaces_its_lines(kernels_csv, capsys):
     before = lines(kernels_csv)
     argv = [
@@ -155,10 +175,10 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, halo_csv, models_csv, tmp_path):
-    files = [str(path) for path in (kernels_csv, window_csv, halo_csv, models_csv)]
+def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, halo_csv, routing_csv, models_csv, tmp_path):
+    files = [str(path) for path in (kernels_csv, window_csv, halo_csv, routing_csv, models_csv)]
     assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
-    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_models.png"):
+    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_routing.png", "cpu_models.png"):
         data = (tmp_path / "figures" / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
     assert len(list((tmp_path / "figures").iterdir())) == 4

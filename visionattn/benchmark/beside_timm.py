@@ -1,4 +1,7 @@
-"""An op of ours beside timm's path from projections to output, eager and compiled, and what the hardware could do."""
+"""An op of ours beside its peers' path from projections to output, eager and compiled, and what the hardware could do.
+
+The peer is timm's path where timm has one.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cases import HaloCase, WindowCase
+from .cases import HaloCase, RoutingCase, WindowCase
 from .measurement import Measurement, difference, passes
 from .records import Records
 from .timing import measure_rates
@@ -26,41 +29,43 @@ class Side(NamedTuple):
     common: Callable[[Tensor], Tensor] = _same  # brings an output or a gradient into the layout that sides share
 
 
-Sides = Callable[[WindowCase | HaloCase, torch.device, torch.dtype], dict[str, Side]]
+BesideCase = WindowCase | HaloCase | RoutingCase
+Sides = Callable[[BesideCase, torch.device, torch.dtype], dict[str, Side]]
 
 
-def agreement(ours: Side, timm: Side) -> str:
-    """How far our output and gradients lie from timm's, as relative norms: both must compute the same thing."""
+def agreement(ours: Side, peer: Side, name: str) -> str:
+    """How far our output and gradients lie from a peer's, as relative norms: both must compute the same thing."""
     found = []
-    for side in (ours, timm):
+    for side in (ours, peer):
         out = side.call()
         gradients = torch.autograd.grad(out, side.leaves, side.grad)
         found.append([side.common(x) for x in (out.detach(), *gradients)])
     output, *gradients = (difference(a, b) for a, b in zip(*found, strict=True))
-    return f"from timm: output {output:.2%}, gradients {max(gradients):.2%}"
+    return f"from {name}: output {output:.2%}, gradients {max(gradients):.2%}"
 
 
 def measure_case(m: Measurement, sides: dict[str, Side], compiled: bool) -> None:
-    """Adds every line of one case but the floor: all of ``sides``, of which "ours" and "timm" must agree."""
+    """Adds every line of one case but the floor: all of ``sides``; those not named as ours must agree with "ours"."""
+    peers = [name for name in sides if not name.startswith("ours")]
     for implementation, side in sides.items():
         note = None
-        if implementation == "timm":
+        if implementation in peers:
             try:
-                note = agreement(sides["ours"], side)
+                note = agreement(sides["ours"], side, implementation)
             except Exception as error:
                 note = f"not compared: {type(error).__name__}"
         for name, fn in passes(*side[:3]).items():
             m.call(implementation, name, fn, note=note)
-    if compiled:
+    for peer in peers if compiled else ():
         torch._dynamo.reset()
-        step, leaves, grad, _ = sides["timm"]
+        step, leaves, grad, _ = sides[peer]
         for name, fn in passes(torch.compile(step, dynamic=False), leaves, grad).items():
-            m.call("timm compiled", name, fn)
+            m.call(f"{peer} compiled", name, fn)
 
 
 def run(
     sides: Sides,
-    cases: Sequence[WindowCase | HaloCase],
+    cases: Sequence[BesideCase],
     records: Records,
     device: torch.device,
     dtype: torch.dtype,
@@ -74,7 +79,7 @@ def run(
     """Measures ``cases`` in order and writes the records after each; ``say`` is told of progress.
 
     ``sides`` draws a case's tensors and gives what is measured on them. ``budget_s`` is for the whole run: cases after
-    it are left out. ``compiled``: timm's path under torch.compile too.
+    it are left out. ``compiled``: the peers under torch.compile too.
     """
     start = time.monotonic()
     rates = measure_rates(device, dtype)

@@ -122,6 +122,40 @@ class HaloCase:
         return _floor_ms(queries, keys, self.window**2, *dims, element_bytes, bytes_per_ms, flops_per_ms, backward)
 
 
+@dataclass(frozen=True)
+class RoutingCase:
+    """One routed attention problem: ``[batch, height, width, heads, dim]`` inputs, regions an axis, routes a region."""
+
+    op: ClassVar[str] = "routing"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+    topk: int
+    regions: int = 7
+
+    @property
+    def name(self) -> str:
+        regions = f" of {self.regions}x{self.regions}" if self.regions != 7 else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} top{self.topk}{regions}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take."""
+        rows = self.batch * self.height * self.width * self.heads
+        seen = self.topk * self.height * self.width // self.regions**2
+        return _floor_ms(rows, rows, seen, self.dim, self.dim, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
 def _floor_ms(
     queries: int,
     keys: int,
@@ -195,6 +229,19 @@ H1 = (
 H5 = (HaloCase(16, 28, 28, 8, 32, 80, 14, 2),)
 TINY_HALOS = (HaloCase(2, 8, 8, 2, 8, 8, 4, 1), HaloCase(1, 8, 12, 2, 16, 24, 4, 2, 2))
 
+# The routed stages of BiFormer-T and -S at 224x224 and batch 128, and at 512x512 (padded) and batch 64.
+BIFORMER = (
+    RoutingCase(128, 56, 56, 2, 32, 1),
+    RoutingCase(128, 28, 28, 4, 32, 4),
+    RoutingCase(128, 14, 14, 8, 32, 16),
+)
+BIFORMER_512 = (
+    RoutingCase(64, 133, 133, 2, 32, 1),
+    RoutingCase(64, 70, 70, 4, 32, 4),
+    RoutingCase(64, 35, 35, 8, 32, 16),
+)
+TINY_ROUTES = (RoutingCase(2, 7, 14, 2, 8, 4), RoutingCase(1, 8, 12, 2, 16, 2, 2))
+
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
     "classifier": CLASSIFIER,
@@ -213,4 +260,9 @@ HALO_GROUPS: dict[str, tuple[HaloCase, ...]] = {
     "classifier": HALONET50TS,
     "tiny": TINY_HALOS,
 }
-GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS, "halo": HALO_GROUPS}
+ROUTING_GROUPS: dict[str, tuple[RoutingCase, ...]] = {
+    "all": BIFORMER + BIFORMER_512,
+    "classifier": BIFORMER,
+    "tiny": TINY_ROUTES,
+}
+GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS, "halo": HALO_GROUPS, "routing": ROUTING_GROUPS}

@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         "--op",
         choices=tuple(GROUPS),
         default="neighborhood",
-        help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path (default: %(default)s)",
+        help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, "
+        "routing beside gathering (default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
     )
     kernels.add_argument(
-        "--no-compiled", dest="compiled", action="store_false", help="skip timm's path under torch.compile"
+        "--no-compiled", dest="compiled", action="store_false", help="skip the peers' paths under torch.compile"
     )
 
     kernels.add_argument(
@@ -167,12 +168,16 @@ def _kernels(args: argparse.Namespace) -> None:
 
         neighborhood.run(*common, args.first_calls, args.prepare, _say)
     else:
-        from . import beside_timm, halo, window
+        from . import beside_timm, halo, routing, window
 
-        beside_timm.run({"window": window, "halo": halo}[args.op].sides, *common, args.compiled, _say)
+        sides = {"window": window, "halo": halo, "routing": routing}[args.op].sides
+        beside_timm.run(sides, *common, args.compiled, _say)
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}
-    _say("\n".join(["", summary.render(table, args.op), *summary.speedups(table, args.op), f"written: {path}"]))
+    said = [summary.render(table, args.op), *summary.speedups(table, args.op)]
+    if args.op != "neighborhood":
+        said += summary.memory(table, args.op)
+    _say("\n".join(["", *said, f"written: {path}"]))
 
 
 def _models(args: argparse.Namespace) -> None:

@@ -18,6 +18,10 @@ STYLES = {
     "sdpa": ("#999933", "SDPA over the whole map"),
     "timm": ("#d55e00", "timm's path"),
     "timm compiled": ("#999933", "timm's path, compiled"),
+    "gather": ("#d55e00", "gathering"),
+    "gather compiled": ("#999933", "gathering, compiled"),
+    "select": ("#aa4499", "selecting, SDPA"),
+    "select compiled": ("#882255", "selecting, SDPA, compiled"),
 }
 
 

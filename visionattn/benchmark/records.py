@@ -27,10 +27,14 @@ WINDOW_COLUMNS = (*WINDOW_KEY, *_TIMES)
 
 HALO_KEY = (*_MAP, "dim_v", "block", "halo", "stride", "implementation", "pass")
 HALO_COLUMNS = (*HALO_KEY, *_TIMES)
+
+ROUTING_KEY = (*_MAP, "topk", "regions", "implementation", "pass")
+ROUTING_COLUMNS = (*ROUTING_KEY, *_TIMES)
 KERNEL_RECORDS = {
     "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
     "window": (WINDOW_COLUMNS, WINDOW_KEY),
     "halo": (HALO_COLUMNS, HALO_KEY),
+    "routing": (ROUTING_COLUMNS, ROUTING_KEY),
 }
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")

@@ -5,20 +5,38 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import NamedTuple
 
-from .cases import CLASSIFIER, GROUPS, H1, HALONET50TS, SWIN, Case, HaloCase, WindowCase
+from .cases import (
+    BIFORMER,
+    CLASSIFIER,
+    GROUPS,
+    H1,
+    HALONET50TS,
+    SWIN,
+    Case,
+    HaloCase,
+    RoutingCase,
+    WindowCase,
+)
 
 TIMMS = {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"}
+GATHERS = {
+    "gather": "gathering",
+    "gather compiled": "gathering compiled",
+    "select": "selecting with SDPA",
+    "select compiled": "selecting with SDPA compiled",
+    "floor": "the floor",
+}
 PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
 
 
 class Op(NamedTuple):
     """How an op's results are read."""
 
-    case: type[Case] | type[WindowCase] | type[HaloCase]
+    case: type[Case] | type[WindowCase] | type[HaloCase] | type[RoutingCase]
     implementations: tuple[str, ...]  # in the table's order
     mine: tuple[str, ...]  # those of ours that are set against the peers
     peers: dict[str, str]  # what they are called in a sentence; the first one also gets a column
-    head: tuple[Case, ...] | tuple[WindowCase, ...] | tuple[HaloCase, ...]  # the rows of the geometric mean
+    head: tuple[Case | WindowCase | HaloCase | RoutingCase, ...]  # the rows of the geometric mean
 
 
 OPS = {
@@ -43,9 +61,16 @@ OPS = {
         TIMMS,
         HALONET50TS + H1,
     ),
+    "routing": Op(
+        RoutingCase,
+        ("floor", "ours", "gather", "gather compiled", "select", "select compiled"),
+        ("ours",),
+        GATHERS,
+        BIFORMER,
+    ),
 }
 
-Table = dict[Case | WindowCase | HaloCase, dict[tuple[str, str], Mapping[str, str]]]
+Table = dict[Case | WindowCase | HaloCase | RoutingCase, dict[tuple[str, str], Mapping[str, str]]]
 
 
 def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: str | None = None) -> Table:
@@ -89,6 +114,21 @@ def ratio(
     """How many times as long the peer takes; None unless both were measured."""
     mine, theirs = median_ms(cells, implementation, name), median_ms(cells, peer, name)
     return theirs / mine if mine and theirs else None
+
+
+def memory(table: Table, op: str) -> list[str]:
+    """One line a peer whose memory was measured: how much of its peak ours takes, forward and backward."""
+    lines = []
+    for peer, words in OPS[op].peers.items():
+        shares = {}
+        for case, cells in table.items():
+            ours, theirs = (cells.get((i, "forward_backward"), {}).get("peak_mib") for i in ("ours", peer))
+            if ours and theirs and float(theirs):
+                shares[case] = float(ours) / float(theirs)
+        if shares:
+            most = max(shares, key=lambda case: shares[case])
+            lines.append(f"ours, fwd+bwd: at most {shares[most]:.2f}x the peak memory of {words} ({most.name})")
+    return lines
 
 
 def speedups(table: Table, op: str = "neighborhood") -> list[str]:

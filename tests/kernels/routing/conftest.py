@@ -26,7 +26,8 @@ def routed_by_loop(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, regions: Reg
     out = torch.zeros(v.shape, dtype=q.dtype)
     for b in range(batch):
         for region, places in members.items():
-            seen = [place for route in routes[b, region].tolist() for place in members.get(route, [])]
+            chosen = [min(max(route, 0), regions[0] * regions[1] - 1) for route in routes[b, region].tolist()]
+            seen = [place for route in chosen for place in members.get(route, [])]
             if not seen:
                 continue
             keys, values = (torch.stack([z[b, y, x] for y, x in seen]) for z in (k, v))     # [seen, heads, D]
@@ -40,6 +41,7 @@ def routed_to_all(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, regions: Regi
     """Every query against the whole map, each key as often as it is seen, in q's dtype: what eager PyTorch gives."""
     rows, columns = (torch.tensor(region_of(n, count), device=q.device) for n, count in zip(k.shape[1:3], regions))
     own = (rows[:, None] * regions[1] + columns).flatten()                                  # [H * W]
+    routes = routes.clamp(0, regions[0] * regions[1] - 1)
     times = (routes[:, own, :, None] == own).sum(2)[:, None]                                # [B, 1, queries, keys]
     logits = (q * scale).flatten(1, 2).transpose(1, 2) @ k.flatten(1, 2).permute(0, 2, 3, 1)
     logits = (logits + times.clamp(min=1).to(q.dtype).log()).masked_fill(times == 0, torch.finfo(q.dtype).min)
@@ -49,7 +51,7 @@ def routed_to_all(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, regions: Regi
 
 
 def draw_routes(batch: int, regions: Regions, topk: int, kind: str, device: str) -> Tensor:
-    """[batch, R, topk] int64: "distinct" as top-k gives them; "any" with repeats and numbers of no region; "popular"
+    """[batch, R, topk] int64: "distinct" as top-k gives them; "any" with repeats and numbers out of range; "popular"
     where all choose among the first few, so that most regions are chosen by none."""
     count = regions[0] * regions[1]
     if kind == "distinct":

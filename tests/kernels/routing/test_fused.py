@@ -7,19 +7,19 @@ from visionattn.kernels import explain, routed_attention, routed_attention_packe
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 # batch, height, width, heads, D, Dv, regions, topk, kind of routes, dtype
 CASES = {
-    "small": (2, 6, 8, 2, 16, 16, (2, 2), 2, "distinct", SINGLE),
-    "biformer-stage-3": (1, 14, 14, 1, 32, 32, (7, 7), 16, "distinct", BRAIN),
-    "biformer-stage-2": (1, 28, 28, 1, 32, 32, (7, 7), 4, "distinct", BRAIN),
-    "64-tokens": (1, 16, 24, 1, 32, 32, (2, 3), 1, "distinct", HALF),
+    "small": (2, 4, 6, 1, 16, 16, (2, 2), 2, "distinct", SINGLE),
+    "4-tokens": (1, 6, 8, 1, 32, 32, (3, 4), 8, "distinct", BRAIN),
+    "16-tokens": (1, 12, 12, 1, 32, 32, (3, 3), 4, "distinct", BRAIN),
+    "64-tokens": (1, 16, 16, 1, 32, 32, (2, 2), 1, "distinct", HALF),
     "25-tokens": (1, 10, 15, 1, 32, 32, (2, 3), 3, "distinct", BRAIN),
-    "100-tokens": (1, 20, 10, 1, 16, 16, (2, 1), 2, "any", SINGLE),
+    "100-tokens": (1, 10, 20, 1, 16, 16, (1, 2), 1, "any", HALF),
     "other-dv": (1, 6, 6, 2, 16, 40, (2, 3), 2, "distinct", SINGLE),
-    "nobody-routes-to-most": (2, 9, 8, 1, 16, 16, (3, 4), 2, "popular", SINGLE),
-    "repeats-and-no-regions": (2, 8, 6, 2, 16, 16, (4, 2), 3, "any", SINGLE),
+    "nobody-routes-to-most": (1, 6, 8, 1, 16, 16, (3, 4), 2, "popular", SINGLE),
+    "repeats": (2, 4, 6, 1, 16, 16, (2, 2), 3, "any", SINGLE),
     "ragged": (1, 13, 11, 1, 16, 16, (4, 3), 3, "any", BRAIN),
-    "regions-outside-the-map": (1, 8, 5, 1, 16, 16, (7, 7), 2, "any", SINGLE),
+    "regions-outside-the-map": (1, 8, 5, 1, 16, 16, (7, 3), 2, "any", SINGLE),
     "one-region": (2, 5, 7, 1, 16, 16, (1, 1), 1, "distinct", SINGLE),
-    "many-routes": (1, 12, 12, 1, 8, 8, (12, 12), 30, "any", SINGLE),
+    "many-routes": (1, 5, 7, 1, 8, 8, (5, 1), 300, "any", HALF),
     "d8": (1, 6, 6, 1, 8, 8, (3, 2), 2, "distinct", HALF),
     "d48": (1, 5, 7, 1, 48, 48, (2, 2), 2, "distinct", BRAIN),
     "d64": (1, 8, 9, 1, 64, 64, (2, 3), 2, "distinct", HALF),
@@ -60,7 +60,7 @@ def test_obeys_the_rule_for_every_head_dimension_and_dtype(d, size, topk, dtype,
     rule(function, drawn(2, *size, 2, d, d, None, fused), dtype, eager)
 
 
-@pytest.mark.parametrize("case", ["small", "25-tokens", "repeats-and-no-regions"])
+@pytest.mark.parametrize("case", ["small", "repeats"])
 def test_repeats_are_bitwise_equal(case, fused, drawn, routes_drawn, results):
     tensors, routes, regions, dtype = _drawn(case, fused, drawn, routes_drawn)
     tensors = {name: x.to(dtype) for name, x in tensors.items()}
@@ -72,28 +72,34 @@ def test_repeats_are_bitwise_equal(case, fused, drawn, routes_drawn, results):
 
 
 def test_packed_equals_separate_bit_for_bit(fused, poisoned, drawn, routes_drawn, results):
-    tensors = {name: x.float() for name, x in drawn(2, 7, 8, 2, 16, 16, None, fused).items()}
-    routes, grad = routes_drawn(2, (3, 2), 2, "distinct", fused), torch.randn(2, 7, 8, 2, 16, device=fused)
-    apart = results(lambda q, k, v: routed_attention(q, k, v, routes, (3, 2)), tensors, grad)
-    packed = results(lambda qkv: routed_attention_packed(qkv, routes, (3, 2)),
+    tensors = {name: x.float() for name, x in drawn(1, 5, 6, 2, 16, 16, None, fused).items()}
+    routes, grad = routes_drawn(1, (3, 1), 2, "distinct", fused), torch.randn(1, 5, 6, 2, 16, device=fused)
+    apart = results(lambda q, k, v: routed_attention(q, k, v, routes, (3, 1)), tensors, grad)
+    packed = results(lambda qkv: routed_attention_packed(qkv, routes, (3, 1)),
                      dict(qkv=torch.stack(list(tensors.values()), 3)), grad)
     assert torch.equal(packed["out"], apart["out"]) and packed["dqkv"].is_contiguous()
     assert torch.equal(packed["dqkv"], torch.stack([apart[name] for name in ("dq", "dk", "dv")], 3))
     v = tensors.pop("v")
-    packed = results(lambda qk, v: routed_attention_packed_qk(qk, v, routes, (3, 2)),
+    packed = results(lambda qk, v: routed_attention_packed_qk(qk, v, routes, (3, 1)),
                      dict(qk=torch.stack(list(tensors.values()), 3), v=v), grad)
     assert torch.equal(packed["out"], apart["out"]) and torch.equal(packed["dv"], apart["dv"])
     assert torch.equal(packed["dqk"], torch.stack([apart["dq"], apart["dk"]], 3)) and packed["dqk"].is_contiguous()
 
 
-def test_regions_that_nobody_routes_to_get_no_gradient_and_those_that_route_nowhere_get_zeros(fused, poisoned, results):
-    q, k, v = torch.randn(3, 1, 4, 4, 1, 16, device=fused).unbind(0)
-    routes = torch.tensor([[[0, 0], [0, 1], [-1, 4], [1, 1]]], device=fused)      # 2 and 3 by nobody; 2 nowhere
-    found = results(lambda q, k, v: routed_attention(q, k, v, routes, 2), dict(q=q, k=k, v=v), torch.ones_like(q))
+def test_regions_that_nobody_routes_to_get_no_gradient(fused, poisoned, results):
+    q, k, v, grad = torch.randn(4, 1, 4, 4, 1, 16, device=fused).unbind(0)
+    routes = torch.tensor([[[0, 0], [0, 1], [1, 0], [1, 1]]], device=fused)
+    found = results(lambda q, k, v: routed_attention(q, k, v, routes, 2), dict(q=q, k=k, v=v), grad)
     for name in ("dk", "dv"):
         assert not found[name][:, 2:].any() and found[name][:, :2].abs().sum(-1).all()
-    assert not found["out"][:, 2:, :2].any() and not found["dq"][:, 2:, :2].any()
-    assert found["out"][:, :2].abs().sum(-1).all()
+
+
+def test_tokens_that_see_nothing_get_zeros(fused, poisoned, results):
+    q, k, v, grad = torch.randn(4, 1, 4, 4, 1, 16, device=fused).unbind(0)
+    routes = torch.tensor([[[2, 2], [2, 1], [0, 0], [0, 0], *[[0, 0]] * 5]], device=fused)      # 3 x 3; 2 lies outside
+    found = results(lambda q, k, v: routed_attention(q, k, v, routes, 3), dict(q=q, k=k, v=v), grad)
+    assert not found["out"][:, :2, :2].any() and not found["dq"][:, :2, :2].any()
+    assert found["out"][:, :2, 2:].abs().sum(-1).all() and all(x.isfinite().all() for x in found.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -108,22 +114,25 @@ def test_routes_of_either_width_and_any_strides(dtype, fused, poisoned, drawn, r
         assert torch.equal(value, expected[name]), name
 
 
-def test_a_number_far_outside_is_no_region(fused, results):
-    x = torch.randn(1, 4, 4, 1, 16, device=fused)
-    far = torch.tensor([2**31, -2**31, 2**32, 2**62], device=fused).expand(1, 4, 4)
-    found = results(lambda q, k, v: routed_attention(q, k, v, far, 2), dict(q=x, k=x, v=x), torch.ones_like(x))
-    assert not any(value.any() for value in found.values())
+def test_a_number_far_outside_counts_as_the_nearest(fused, results):
+    x, grad = torch.randn(2, 1, 4, 4, 1, 16, device=fused).unbind(0)
+    far, near = (torch.tensor(r, device=fused).expand(1, 4, 4)
+                 for r in ([2**32, -2**31, 2**32 + 1, 2**62], [3, 0, 3, 3]))
+    found, expected = (results(lambda q, k, v, r=r: routed_attention(q, k, v, r, 2), dict(q=x, k=x, v=x), grad)
+                       for r in (far, near))
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_any_strides_are_read_in_place_or_copied(fused, poisoned, routes_drawn, results):
-    wide = torch.randn(2, 9, 6, 3, 4, 16, device=fused)
-    grad, routes = torch.randn(2, 4, 6, 2, 16, device=fused), routes_drawn(2, (2, 2), 2, "distinct", fused)
+    wide = torch.randn(1, 9, 6, 3, 4, 16, device=fused)
+    grad, routes = torch.randn(1, 4, 6, 2, 16, device=fused), routes_drawn(1, (2, 1), 2, "distinct", fused)
     slices = dict(zip("qkv", wide[:, 1:9:2, :, :, 1:3].unbind(3), strict=True))       # rows, heads and columns apart
     turned = {name: x.transpose(-1, -2).contiguous().transpose(-1, -2) for name, x in slices.items()}  # D apart
     plain = {name: x.contiguous() for name, x in slices.items()}
 
     def call(q, k, v):
-        return routed_attention(q, k, v, routes, 2)
+        return routed_attention(q, k, v, routes, (2, 1))
 
     expected = results(call, plain, grad)
     for tensors in (slices, turned):
