@@ -25,6 +25,9 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         table, *rest = (torch.zeros(2 * w - 1, d) for w in geometry.window)
         if more[2] > 1:
             q, dq, grad = (empty(-(-size // more[2])) for _ in range(3))
+    elif op == "routing":
+        from visionattn.kernels.routing import fused, geometry
+        geometry, table = geometry.make_geometry(7), torch.zeros(1, 49, more[0], dtype=torch.long)
     elif op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
@@ -35,10 +38,10 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, side**2, side**2)
         if shared:
             q, dq = empty(side), empty(side)
-    table = table if bias or op == "halo" else None
+    table = table if bias or op in ("halo", "routing") else None
     with compile_only(capability) as compiled:
         out, lse = fused.forward(q, k, v, table, *rest, geometry, 1.0)
-        wanted = [bias] * (1 + len(rest))
+        wanted = [bias and op != "routing"] * (1 + len(rest))
         fused.backward(grad, q, k, v, table, *rest, out, lse, geometry, 1.0, dq, dk, dv, *wanted)
     found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
 print(json.dumps(found))
@@ -65,18 +68,19 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
+            "routing": [(14, 16), (35, 16), (56, 1), (30, 4)],
             "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing"])
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)

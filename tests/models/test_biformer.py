@@ -93,9 +93,8 @@ def test_unknown_keyword_is_a_type_error():
         _short(n_win=7)
 
 
-@pytest.mark.parametrize("size", [(56, 84), (57, 64)], ids=str)
-def test_compiles_as_one_graph_forward_and_backward(size, compiled_whole):
-    model, x = _short(drop_path_rate=0.0).double(), torch.randn(2, 3, *size, dtype=torch.float64)
+def test_compiles_as_one_graph_forward_and_backward(compiled_whole):
+    model, x = _short(depths=(1, 1), drop_path_rate=0.0).double(), torch.randn(2, 3, 57, 64, dtype=torch.float64)
     eager, compiled = compiled_whole(model, x, backend="aot_eager")
     torch.testing.assert_close(compiled, eager)
 
@@ -107,7 +106,7 @@ def test_inductor_gives_the_eager_result(compiled_whole):
     torch.testing.assert_close(compiled, eager)
 
 
-@pytest.mark.parametrize("name", ["biformer_tiny", "biformer_stl"])
+@pytest.mark.parametrize("name", ["biformer_tiny", pytest.param("biformer_stl", marks=pytest.mark.slow)])
 def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(name, onnx_equal, tmp_path):
     # weights at a scale at which no two regions are nearly as good a choice
     model = _short(name, dims=(32,), depths=(1,), topk=(3,), num_heads=(1,)).eval()
@@ -119,4 +118,5 @@ def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(name, onnx_equal, tmp_p
 def test_onnx_of_the_whole_tiny_one_with_dynamic_sizes_is_equal_in_onnxruntime(onnx_equal, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("biformer_tiny").eval()
-    onnx_equal(model, tmp_path / "model.onnx", 64, (2, 3, 90, 101), [(1, 3, 224, 160)])
+    # from the smallest size on at which every region has two positions along an axis
+    onnx_equal(model, tmp_path / "model.onnx", 113, (2, 3, 140, 151), [(1, 3, 224, 160)])

@@ -181,7 +181,7 @@ def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, halo_csv, ro
     for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_routing.png", "cpu_models.png"):
         data = (tmp_path / "figures" / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
-    assert len(list((tmp_path / "figures").iterdir())) == 4
+    assert len(list((tmp_path / "figures").iterdir())) == 5
 
 
 BAD = {

@@ -26,6 +26,7 @@ CASES = {
     "d128": (1, 4, 6, 1, 128, 128, (2, 2), 2, "distinct", BRAIN),
     "d256": (1, 4, 3, 1, 256, 256, (2, 1), 1, "distinct", SINGLE),
 }
+QUICK = ("small", "4-tokens", "64-tokens", "25-tokens", "repeats", "ragged", "regions-outside-the-map", "d48")
 EVERY = [(d, size, topk, dtype) for d in (8, 24, 32, 48, 64, 128) for dtype in (HALF, BRAIN, SINGLE)
          for size, topk in (((9, 13), 3), ((20, 11), 2))]
 
@@ -45,7 +46,7 @@ def _drawn(case, fused, drawn, routes_drawn):
     return drawn(*shape, None, fused), routes_drawn(shape[0], regions, topk, kind, fused), regions, dtype
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in CASES])
 def test_obeys_the_rule_forward_and_in_every_gradient(case, fused, poisoned, drawn, routes_drawn, routed_all, rule):
     tensors, routes, regions, dtype = _drawn(case, fused, drawn, routes_drawn)
     function, eager = _both(routed_all, routes, regions, 0.25)
@@ -142,10 +143,10 @@ def test_any_strides_are_read_in_place_or_copied(fused, poisoned, routes_drawn, 
     assert all(x.isfinite().all() for x in expanded.values())
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.5, 3.0])
+@pytest.mark.parametrize("scale", [0.0, -0.5])
 def test_any_scale(scale, fused, poisoned, drawn, routes_drawn, routed_all, rule):
-    function, eager = _both(routed_all, routes_drawn(2, (2, 2), 3, "distinct", fused), (2, 2), scale)
-    rule(function, drawn(2, 5, 6, 1, 16, 16, None, fused), SINGLE, eager)
+    function, eager = _both(routed_all, routes_drawn(1, (2, 1), 2, "distinct", fused), (2, 1), scale)
+    rule(function, drawn(1, 5, 6, 1, 16, 16, None, fused), SINGLE, eager)
 
 
 def test_large_logits_do_not_overflow(fused, poisoned, routes_drawn):
