@@ -148,7 +148,7 @@ class GlobalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))  # [B, H * W, 3, heads, D]
-        q, k, v = (y.transpose(1, 2) for y in qkv.unbind(2))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         out = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
         out = out.view(x.shape) + on_map(self.lepe, x)
         return self.proj_drop(self.proj(out))

@@ -26,6 +26,7 @@ from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
 
 
+@register_notrace_module  # its base looks at the number of dimensions
 class MapBatchNorm(nn.BatchNorm2d):
     """Batch norm of [B, H, W, C]."""
 

@@ -145,8 +145,8 @@ def test_any_strides_are_read_in_place_or_copied(fused, poisoned, routes_drawn, 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])
 def test_any_scale(scale, fused, poisoned, drawn, routes_drawn, routed_all, rule):
-    function, eager = _both(routed_all, routes_drawn(1, (2, 1), 2, "distinct", fused), (2, 1), scale)
-    rule(function, drawn(1, 5, 6, 1, 16, 16, None, fused), SINGLE, eager)
+    function, eager = _both(routed_all, routes_drawn(4, (2, 1), 2, "distinct", fused), (2, 1), scale)
+    rule(function, drawn(4, 5, 6, 1, 16, 16, None, fused), SINGLE, eager)
 
 
 def test_large_logits_do_not_overflow(fused, poisoned, routes_drawn):

@@ -53,7 +53,8 @@ def test_opcheck_of_forward_and_backward(form, fused):
     torch.library.opcheck(backward, (torch.randn_like(out), *tensors, out, lse, *PARAMETERS, [False]))
 
 
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiles_whole_with_its_routing_forward_and_backward(dynamic, route, fresh_compiler):
     model = Routed().to(route)
     compiled = torch.compile(lambda x: model(2 * x).square(), fullgraph=True, dynamic=dynamic,
