@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn  # noqa: F401  registers our models with timm
-from visionattn.benchmark import records, summary
+from visionattn.benchmark import records, simulator, summary
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -118,10 +118,21 @@ def models(path: Path) -> str:
     return "\n".join([f"{_setting(rows[0])}.", "", markdown(header, table), "", *_picture(path)])
 
 
+def simulated(path: Path) -> str:
+    """One machine's measured speed-ups beside the simulator's bounds: setting, what they amount to, picture."""
+    rows = records.read(path, records.SIMULATOR_COLUMNS)
+    parts = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        mine = [row for row in rows if row["dtype"] == dtype]
+        parts += [f"{_setting(mine[0])}; all settings in `benchmarks/{path.name}`:", ""]
+        parts += [*(f"- {line}." for line in simulator.summary(mine)), ""]
+    return "\n".join([*parts, *_picture(path)])
+
+
 def sizes() -> str:
     """The backbones: parameters, and multiply-accumulates of one 224x224 image, counted on the meta device."""
     lines = []
-    for name in timm.list_models(["gna_*", "fused_*", "biformer_*"]):
+    for name in timm.list_models(["gna_*", "nat_*", "dinat_*", "fused_*", "biformer_*"]):
         with torch.device("meta"):
             model = timm.create_model(name).eval()
             image = torch.empty(1, 3, 224, 224)
@@ -147,7 +158,8 @@ def _all(kind: str, section) -> str:
 
 def fill(text: str) -> str:
     """The README's text with every table renewed."""
-    for name, body in (("sizes", sizes()), ("kernels", _all("kernels", kernels)), ("models", _all("models", models))):
+    tables = dict(sizes=sizes(), kernels=_all("kernels", kernels), models=_all("models", models))
+    for name, body in (tables | dict(simulator=_all("simulator", simulated))).items():
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         text, count = pattern.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
         if count != 1:

@@ -5,12 +5,15 @@ if __name__ == "kernels":
         "and transformers import; the folder at the root of visionattn's repository must not stand in for it")
 
 from ._dispatch import explain
+from .channel import channel_attention, channel_attention_packed
 from .halo import halo_attention, halo_attention_packed_kv
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
 from .routing import routed_attention, routed_attention_packed, routed_attention_packed_qk
 from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
 __all__ = [
+    "channel_attention",
+    "channel_attention_packed",
     "explain",
     "halo_attention",
     "halo_attention_packed_kv",

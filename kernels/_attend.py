@@ -195,7 +195,10 @@ def attend_forward(
         b_m = b_m_new
         c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
 
-    b_l = tl.where(m_q & (b_l > 0), b_l, 1.0)  # a query that sees nothing gets zeros
+    if LIST is None:
+        b_l = tl.where(m_q, b_l, 1.0)
+    else:  # a list may be empty: a query that sees nothing gets zeros
+        b_l = tl.where(m_q & (b_l > 0), b_l, 1.0)
     o_x = heads * DV
     p_out += b * height * width * o_x + head * DV
     store_rows(p_out, width.to(tl.int64) * o_x, o_x, y, x, m_q, b_o / b_l[:, None], DV, BDV)
@@ -292,7 +295,10 @@ def attend_backward_q(
                     b_dc = tl.dot(b_ds.to(b_w.dtype), b_w, b_dc, input_precision=PRECISION)
             c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
         if EXACT_DELTA and step == 0:
-            b_delta /= tl.where(m_q & (b_total > 0), b_total, 1.0)
+            if LIST is None:
+                b_delta /= tl.where(m_q, b_total, 1.0)
+            else:
+                b_delta /= tl.where(m_q & (b_total > 0), b_total, 1.0)
 
     tl.store(p_delta + o_row, b_delta, mask=m_q)
     if RELATE is None:

@@ -14,6 +14,8 @@ made before the walk, and
     how many spaces of the kinds before a kind, and how many of this one it has;
 ``PICK(r, h, height, width, a_y, a_x, TH, TW, P)``
     what LOCATE says, of the r-th space of a kind;
+``CLAMP``
+    whether BIAS may answer with an offset outside of the bias, for pairs that do not attend;
 ``PART(i, j, g, P) -> part``
     which positions attend to each other: those whose parts are equal; negative outside the map. The same for all spaces
     of a kind.
@@ -38,12 +40,13 @@ from ._blocks import (
 
 @triton.jit
 def _pair_bias(p_bias, count, head, i, j, g, ok, PART: tl.constexpr, ALIKE: tl.constexpr, BIAS: tl.constexpr,
-               P: tl.constexpr, HAS_BIAS: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+               P: tl.constexpr, HAS_BIAS: tl.constexpr, CLAMP: tl.constexpr, FTZ: tl.constexpr,
+               SPLIT: tl.constexpr):  # fmt: skip
     """Bias in ``logit_base``, -inf where no pair attends, [N queries, N keys]; the same for every space of a kind."""
     b_bias = tl.where(ok[None, :] & (i == i)[:, None], 0.0, MASKED)
     if HAS_BIAS:
         offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], g, P)
-        b_bias += gather(p_bias, offset, count, FTZ) * logit_base(SPLIT)
+        b_bias += gather(p_bias, offset, count, FTZ, CLAMP) * logit_base(SPLIT)
     if not ALIKE:
         b_part = PART(i, j, g, P)
         # queries of the tile's padding see something, so that no row is without a key
@@ -115,7 +118,8 @@ def attend_closed_forward(
     KIND: tl.constexpr, PICK: tl.constexpr, PART: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """out and lse of all windows of one head in this program's slice. Strides count ALIGN elements."""
     head = tl.program_id(0) % heads
@@ -137,7 +141,7 @@ def attend_closed_forward(
         ok = (i < n_i) & (j_kind < n_j)
         if not ALIKE:
             ok = ok & (PART(i, j_kind, g, P) >= 0)
-        b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, FTZ, SPLIT)
+        b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, CLAMP, FTZ, SPLIT)
         for w in range(start, stop, step):
             i0, j0, n_i, n_j, g = _locate(w % count, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
             b = (w // count).to(tl.int64)
@@ -168,8 +172,8 @@ def attend_closed_backward(
     KIND: tl.constexpr, PICK: tl.constexpr, PART: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
-    SPLIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """All gradients of this program's slice; ``p_dbias``: one [TH * TW, TH * TW] sum of dS a program."""
     head = tl.program_id(0) % heads
@@ -192,7 +196,7 @@ def attend_closed_backward(
         ok = (i < n_i) & (j_kind < n_j)
         if not ALIKE:
             ok = ok & (PART(i, j_kind, g, P) >= 0)
-        b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, FTZ, SPLIT)
+        b_bias = _pair_bias(p_bias, table, head, i, j_kind, g, ok, PART, ALIKE, BIAS, P, HAS_BIAS, CLAMP, FTZ, SPLIT)
         for w in range(start, stop, step):
             i0, j0, n_i, n_j, g = _locate(w % count, h, height, width, a_y, a_x, TH, TW, ALIKE, LOCATE, PICK, P)
             b = (w // count).to(tl.int64)

@@ -85,13 +85,14 @@ def probabilities(b_s, unit, b_lse, b_norm, SPLIT: tl.constexpr, FTZ: tl.constex
 
 
 @triton.jit
-def gather(p, offset, count, FTZ: tl.constexpr):
-    """float32 at p + offset clamped to 0..count - 1, in whatever layout its user has.
+def gather(p, offset, count, FTZ: tl.constexpr, CLAMP: tl.constexpr = True):
+    """float32 at p + offset, clamped to 0..count - 1 unless all lie there, in whatever layout its user has.
 
     ``tl.load`` would pick a layout of its own and move every score through shared memory to meet it. Clamping is
     cheaper than masking: pairs that do not attend are masked by their score.
     """
-    offset = tl.minimum(tl.maximum(offset, 0), count - 1)
+    if CLAMP:
+        offset = tl.minimum(tl.maximum(offset, 0), count - 1)
     if FTZ:
         return tl.inline_asm_elementwise(
             "{ .reg .b64 a; mad.wide.s32 a, $1, 4, $2; ld.global.nc.f32 $0, [a]; }", "=f,r,l",

@@ -48,6 +48,7 @@ class AttentionOp(NamedTuple):
     fused: str                       # module with unsupported, forward and backward; imported when first needed
     shapes: Callable[..., tuple]     # (q, k, v, ...) -> (shape of out, shape of lse)
     pairs: Callable[..., int]        # (shapes of q, v, extras, parameters) -> how many (query, key) pairs attend
+    products: tuple = ((1, 1), (3, 2))  # forward and backward: over all pairs, of q's and of v's head dimension
 
 
 class Function(NamedTuple):
@@ -98,7 +99,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     LIBRARY.define(f"{name}_forward({inputs}, {op.parameters}) -> (Tensor out, Tensor lse)")
     gradients = ", ".join(f"Tensor d{t}" for t in form.tensors + op.extras)
     LIBRARY.define(f"{name}_backward(Tensor grad_out, {inputs}, Tensor out, Tensor lse, {op.parameters}, "
-                   f"bool[{len(op.extras)}] wanted) -> ({gradients})")
+                   f"bool[{len(op.extras) or ''}] wanted) -> ({gradients})")
     packets = [getattr(torch.ops.visionattn, name + part) for part in ("", "_forward", "_backward")]
     operator, forward_operator, backward_operator = (packet.default for packet in packets)
 
@@ -118,19 +119,22 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def empty_gradients(*args: Any) -> list[Tensor]:
         return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[1:n + 1]]
 
-    def backward(*args: Any) -> tuple[Tensor, ...]:
+    def returned(gradients: tuple[Tensor, ...]) -> Any:      # an operator with one output returns no tuple
+        return gradients if len(gradients) > 1 else gradients[0]
+
+    def backward(*args: Any) -> Any:
         grads, extras, wanted = empty_gradients(*args), args[n + 1:m + 1], args[-1]
         found = _on_device(
             lambda q, *rest: _dispatch.load(op.fused).backward(args[0], q, *rest),
             *form.split(*args[1:n + 1]), *extras, args[m + 1], args[m + 2], *op.prepare(*args[m + 3:-1]),
             *form.split(*grads), *wanted)
         found = found if isinstance(found, tuple) else (found,)
-        return (*grads, *(x.to(extra.dtype) if want else args[0].new_empty(0)
-                          for x, extra, want in zip(found, extras, wanted, strict=True)))
+        return returned((*grads, *(x.to(extra.dtype) if want else args[0].new_empty(0)
+                                   for x, extra, want in zip(found, extras, wanted, strict=True))))
 
-    def backward_fake(*args: Any) -> tuple[Tensor, ...]:
-        return (*empty_gradients(*args), *(x.new_empty(x.shape) if want else args[0].new_empty(0)
-                                           for x, want in zip(args[n + 1:m + 1], args[-1], strict=True)))
+    def backward_fake(*args: Any) -> Any:
+        return returned((*empty_gradients(*args), *(x.new_empty(x.shape) if want else args[0].new_empty(0)
+                                                    for x, want in zip(args[n + 1:m + 1], args[-1], strict=True))))
 
     # Autograd on a GPU.
 
@@ -152,6 +156,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
         else:
             run = backward if _plain(grad_out) else backward_operator
             grads = run(grad_out, *given, out, lse, *ctx.parameters, list(needs[n:m]))
+            grads = grads if isinstance(grads, tuple) else (grads,)
             grads = [x if need else None for x, need in zip(grads, needs)]
         return (None, *grads, *(None for _ in ctx.parameters))
 
@@ -191,21 +196,21 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             LIBRARY.impl(name + part, kernel, device)
         torch.library.register_fake(f"visionattn::{name}{part}", fake, lib=LIBRARY)
 
-    # FLOPs: two products forward; backward scores again, and two products each for the gradients of both. The box that
-    # a kernel computes and masks is not counted: these are the FLOPs of the mathematics.
+    # FLOPs: two products forward; backward usually scores again, and two products each for the gradients of both. The
+    # box that a kernel computes and masks is not counted: these are the FLOPs of the mathematics.
 
-    def flops(shapes: tuple, parameters: tuple, q_products: int, v_products: int) -> int:
+    def flops(shapes: tuple, parameters: tuple, products: tuple[int, int]) -> int:
         q, k, v = (x.shape for x in form.split(*(torch.empty(shape, device="meta") for shape in shapes[:n])))
         pairs = op.pairs(q, v, *shapes[n:m], *op.prepare(*parameters))
-        return 2 * pairs * (q_products * q[-1] + v_products * v[-1])
+        return 2 * pairs * (products[0] * q[-1] + products[1] * v[-1])
 
     @register_flop_formula(packets[:2])
     def forward_flops(*args: Any, **kwargs: Any) -> int:
-        return flops(args[:m], args[m:], 1, 1)
+        return flops(args[:m], args[m:], op.products[0])
 
     @register_flop_formula(packets[2])
     def backward_flops(*args: Any, **kwargs: Any) -> int:
-        return flops(args[1:m + 1], args[m + 3:-1], 3, 2)
+        return flops(args[1:m + 1], args[m + 3:-1], op.products[1])
 
     def call(*args: Any) -> Tensor:
         first = args[0]

@@ -10,11 +10,20 @@ if not HAS_GPU:  # Triton reads it when it is first imported, which no test modu
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not HAS_GPU:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            elif item.path.name == "test_register.py" and _interpreted(item) and "neighborhood" not in item.name:
+                item.add_marker(pytest.mark.slow)  # registration is one mechanism: one op's kernels stand for all
+
+
+def _interpreted(item: pytest.Item) -> bool:
+    """Whether a test of registration runs kernels under Triton's interpreter."""
+    chosen = getattr(getattr(item, "callspec", None), "params", {})
+    return chosen["route"] == "fused" if "route" in chosen else "fused" in item.fixturenames
 
 
 @pytest.fixture

@@ -17,7 +17,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text()
 
 # Every package may import those to its left; the bare package registers the models.
-ORDER = ("kernels", "layers", "models", "", "training", "segmentation", "detection", "benchmark", "cli", "tools")
+ORDER = (
+    *("kernels", "layers", "models", "", "training", "segmentation", "detection", "simulate", "benchmark"),
+    *("cli", "tools"),
+)
 
 
 def source_files(*folders):

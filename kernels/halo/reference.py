@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._tracing import exporting
 from .geometry import Geometry
 
 CHUNK = 1 << 26  # logits that are held at a time: 256 MB
 
 
 def _static(*sizes: int) -> bool:
-    return all(isinstance(n, int) for n in sizes) and not torch.compiler.is_exporting()
+    return all(isinstance(n, int) for n in sizes) and not exporting()
 
 
 def cut_queries(q: Tensor, blocks: tuple[int, int], geometry: Geometry) -> Tensor:
@@ -40,12 +41,13 @@ def cut_keys(x: Tensor, blocks: tuple[int, int], geometry: Geometry) -> Tensor:
 
 def join_queries(x: Tensor, height: int, width: int) -> Tensor:
     """[B, heads, M, N, Y, X, D] -> [B, height, width, heads, D]; what is left over is dropped."""
-    x = x.permute(0, 2, 4, 3, 5, 1, 6).flatten(3, 4).flatten(1, 2)
+    x = x.permute(0, 2, 4, 3, 5, 1, 6)                                                # [B, M, Y, N, X, heads, D]
     if _static(height, width):
-        return x[:, :height, :width]
-    # whether a slice of symbolic size is contiguous would tie a graph to the answer
+        return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+    # one axis after the other, contiguous in between, or torch compares symbolic strides
     rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
-    return x.index_select(1, rows).index_select(2, columns)
+    x = x.contiguous()[:, rows // x.shape[2], rows % x.shape[2]]                      # [B, height, N, X, heads, D]
+    return x.contiguous()[:, :, columns // x.shape[3], columns % x.shape[3]]
 
 
 def displacements(window: int, queries: int, device: torch.device) -> Tensor:
@@ -66,6 +68,8 @@ def halo_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor
     blocks = geometry.blocks(*k.shape[1:3])
     queries = cut_queries(q.to(compute), blocks, geometry)                            # [B, heads, M, N, Y, X, D]
     keys, values = (cut_keys(x.to(compute), blocks, geometry) for x in (k, v))        # [B, heads, M, N, keys, D]
+    if not _static(height, width):                        # of views torch would compare symbolic strides
+        queries, keys, values = (x.contiguous() for x in (queries, keys, values))
     (many_y, many_x), (window_y, window_x) = geometry.queries, geometry.window
     table_y = rel_h.to(compute)[displacements(window_y, many_y, q.device)]            # [Y, window_y, D]
     table_x = rel_w.to(compute)[displacements(window_x, many_x, q.device)]            # [X, window_x, D]

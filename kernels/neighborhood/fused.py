@@ -123,7 +123,7 @@ class _Plan:
             self.tiles = geometry.dilation[0] * geometry.dilation[1]
             warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
             # all groups are alike, so the maps that tell them apart are never asked
-            shared |= dict(ALIKE=True, KINDS=None, KIND=None, PICK=None, PART=None, TH=side[0], TW=side[1],
+            shared |= dict(ALIKE=True, CLAMP=True, KINDS=None, KIND=None, PICK=None, PART=None, TH=side[0], TW=side[1],
                            num_warps=warps)  # fmt: skip
             self.forward = shared | dict(num_stages=forward_stages)
             self.fold = fold | dict(CELL=closed.closed_cell, T=side, DEPTH=side[0] * side[1])
@@ -156,6 +156,15 @@ class _Plan:
 
 
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
+
+
+def forward_tiling(
+    geometry: Geometry, height: int, width: int, head_dim: int, dtype: torch.dtype, bias: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(rows, columns) of queries that a program of the forward pass owns, and of keys that it takes at a time."""
+    plan = _plan(geometry, height, width, head_dim, head_dim, dtype, bias, 8, False)
+    tile = plan.forward["TH"], plan.forward["TW"]
+    return tile, tile if plan.closed else (plan.forward["CH"], plan.forward["CW"])
 
 
 def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:

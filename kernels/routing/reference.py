@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._tracing import exporting
 from .geometry import Geometry
 
 CHUNK = 1 << 26  # logits that are held at a time: 256 MB
 
 
 def _static(height: int, width: int) -> bool:
-    return isinstance(height, int) and isinstance(width, int) and not torch.compiler.is_exporting()
+    return isinstance(height, int) and isinstance(width, int) and not exporting()
 
 
 def _places(n: int, count: int, size: int, device: torch.device) -> Tensor:

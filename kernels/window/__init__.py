@@ -26,8 +26,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geome
         if geometry.shift != (0, 0):
             raise ValueError(f"shift must be 0 where q is one window shared by all windows, got {geometry.shift}")
     if bias is not None:
-        check_bias(bias, q, "[heads, window_h * window_w, window_h * window_w]",
-                   (heads, geometry.positions, geometry.positions))
+        shape = (heads, geometry.positions, geometry.positions)
+        words = ("a table [heads, 2 * window_h - 1, 2 * window_w - 1] or "
+                 "[heads, window_h * window_w, window_h * window_w]")
+        if bias.ndim == 3 and geometry.is_table(bias.shape):
+            shape, words = (heads, *bias.shape[1:]), "[heads, 2 * window_h - 1, 2 * window_w - 1]"
+        check_bias(bias, q, words, shape)
 
 
 def _prepare(window_size: list[int], shift: list[int], grid: bool, scale: float) -> tuple[Geometry, float]:
@@ -98,7 +102,8 @@ def window_attention(
         shift: where the first whole block starts, 0 to window_size - 1; 0 with a grid.
         partition: "block" or "grid".
         bias: [heads, window_h * window_w, window_h * window_w], added to the logits of (query, key), positions of a
-            window in reading order; in float32 or q's dtype. Not scaled.
+            window in reading order. Or a table of relative positions [heads, 2 * window_h - 1, 2 * window_w - 1], its
+            entries counting query minus key from 1 - window on, as Swin's do. In float32 or q's dtype. Not scaled.
         scale: of the logits; head_dim ** -0.5 unless given.
 
     Returns [batch, height, width, heads, head_dim_v], contiguous, in q's dtype. Sums and softmax are in float32.

@@ -15,6 +15,7 @@ from .. import _attend as engine
 from .. import _attend_closed as closed
 from .. import _host as host
 from .._arguments import ceil_div
+from .._fold import fold_bias
 from .._launch import launch, unspecialised
 from .._register import lse_shape
 from . import bias as wide_bias
@@ -27,6 +28,7 @@ BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 CLOSED_FORWARD = unspecialised(closed.attend_closed_forward)
 CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
 BIAS_BACKWARD = unspecialised(wide_bias.bias_backward)
+FOLD_BIAS = unspecialised(fold_bias)
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
@@ -84,7 +86,7 @@ def _backward(
 ) -> Tensor | None:  # fmt: skip
     batch, height, width, heads, _ = k.shape
     q, k, v = host.contiguous_rows(q), host.contiguous_rows(k), host.contiguous_rows(v)
-    grad_out, n = grad_out.contiguous(), geometry.positions
+    grad_out = grad_out.contiguous()
     bias = _bias(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v, dq, dk, dv)
     plan = _planned(geometry, q, k, v, bias, align)
@@ -94,11 +96,10 @@ def _backward(
     numbers = (*geometry.shift, scale, entries)
     if plan.closed:
         slices = min(batch * packed, host.programs(q.device, heads))
-        sums = (slices, heads, plan.size, plan.size) if bias_grad else 0
-        partial = torch.empty(sums, device=q.device, dtype=torch.float32)
+        partial = torch.empty((slices, heads, plan.size, plan.size) if bias_grad else 0, device=q.device)
         launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], *tensors, grad_out, lse, dq, dk, dv,
                partial, *strides, height, width, heads, packed, batch * packed, *numbers)  # fmt: skip
-        return partial[:, :, :n, :n].sum(0) if bias_grad else None
+        return _summed(partial, bias, plan) if bias_grad else None
 
     delta = torch.empty(lse.shape[:4], device=q.device, dtype=torch.float32)
     windows = geometry.windows(height, width)
@@ -111,27 +112,37 @@ def _backward(
     if not bias_grad:
         return None
     slices = min(batch * packed, max(1, host.programs(q.device, heads) // plan.bias_blocks))
-    partial = torch.empty(slices, heads, n, n, device=q.device, dtype=torch.float32)
+    partial = torch.empty(slices, heads, plan.size, plan.size, device=q.device)
     launch(BIAS_BACKWARD, slices * plan.bias_blocks * heads, plan.bias, *tensors, grad_out, lse, delta, partial,
            *strides[:12], height, width, heads, packed, batch * packed, *geometry.shift, slices, scale)  # fmt: skip
-    return partial.sum(0) if slices > 1 else partial[0]
+    return _summed(partial, bias, plan)
 
 
 class _Plan:
     """The launches' constants for one window and dtype: worked out once, since they cost more than a launch."""
 
     def __init__(self, window: tuple[int, int], grid: bool, whole: bool, own: bool, d: int, dv: int, dtype: torch.dtype,
-                 bias: bool, align: int, tf32: bool) -> None:  # fmt: skip
+                 bias: str | None, align: int, tf32: bool) -> None:  # fmt: skip
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
-        shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(P=(*window, int(grid)))
+        table = bias == "table"
+        whole_bias, cut_bias = (
+            (maps.table_offset, maps.cut_table_offset) if table else (maps.pair_offset, maps.cut_pair_offset)
+        )
+        shared = host.constants(d, dv, dtype, bias is not None, align, tf32) | dict(P=(*window, int(grid)))
         packed = dict(LOCATE=maps.packed_locate, PLACE=maps.packed_place, PART=maps.packed_part,
                       OWN=maps.own if own else maps.packed_place)  # fmt: skip
-        self.size = tuning.closed_size(math.prod(window))
-        self.closed = self.size is not None and head_dim <= 64
+        closed_size, positions = tuning.closed_size(math.prod(window)), math.prod(window)
+        self.closed = closed_size is not None and head_dim <= 64
+        self.size = closed_size if self.closed else positions  # of a side of the partial sums of dS
+        self.fold = None
+        if table:
+            depth = host.padded(positions)
+            self.fold = dict(CELL=maps.table_cell, P=window, T=self.size, COUNT=math.prod(2 * n - 1 for n in window),
+                             BLOCK=max(1, min(32, 4096 // depth)), DEPTH=depth)  # fmt: skip
         if self.closed:
             shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
-                                    BIAS=maps.pair_offset, TH=1, TW=self.size)  # fmt: skip
+                                    BIAS=whole_bias, CLAMP=False, TH=1, TW=self.size)  # fmt: skip
             self.forward = shared | tuning.closed_forward(self.size, head_dim, wide)
             options = tuning.closed_backward(self.size, head_dim, wide, whole)
             self.closed_backward = [shared | options | dict(BIAS_GRAD=grad) for grad in (False, True)]
@@ -140,7 +151,7 @@ class _Plan:
         def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:
             return ceil_div(math.prod(window), tiles.tile), shared | more | dict(
                 LOCATE=maps.cut_locate, PLACE=maps.cut_place,
-                OWN=maps.cut_own if own else maps.cut_place, MASK=maps.in_line, BIAS=maps.cut_pair_offset,
+                OWN=maps.cut_own if own else maps.cut_place, MASK=maps.in_line, BIAS=cut_bias,
                 TH=1, TW=tiles.tile, CH=1, CW=tiles.chunk, num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
 
         self.tiles, self.forward = open_pass(tuning.forward_tiles(head_dim, wide), SPAN=maps.cut_span)
@@ -150,7 +161,7 @@ class _Plan:
         tiles = tuning.bias_tiles(head_dim, wide)
         self.bias_blocks = ceil_div(math.prod(window), tiles.tile) * ceil_div(math.prod(window), tiles.chunk)
         self.bias = {name: value for name, value in shared.items() if name != "HAS_BIAS"} | packed | dict(
-            BM=tiles.tile, BN=tiles.chunk, num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
+            BIAS=whole_bias, BM=tiles.tile, BN=tiles.chunk, num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
 
 
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
@@ -158,14 +169,27 @@ _plan = functools.lru_cache(maxsize=4096)(_Plan)
 
 def _planned(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, align: int) -> _Plan:
     # windows that are all alike run kernels of their own; beyond that, a new map compiles nothing
+    kind = None if bias is None else "table" if geometry.is_table(bias.shape) else "pairs"
     return _plan(geometry.window, geometry.grid, geometry.is_whole(*k.shape[1:3]), q.shape != k.shape, k.shape[-1],
-                 v.shape[-1], q.dtype, bias is not None, align, host.tf32())  # fmt: skip
+                 v.shape[-1], q.dtype, kind, align, host.tf32())  # fmt: skip
 
 
 def _bias(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:
     """The bias as the kernels read it; zeros for a scale that is not positive, which they only take beside a bias."""
     if bias is not None:
-        return bias.float().contiguous()
+        return bias.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     if scale > 0:
         return None
     return torch.zeros(q.shape[3], *[geometry.positions] * 2, device=q.device, dtype=torch.float32)
+
+
+def _summed(partial: Tensor, bias: Tensor, plan: _Plan) -> Tensor:
+    """Programs' sums of dS [slices, heads, size, size] added up, and along the displacements of a table."""
+    slices, heads, size, _ = partial.shape
+    total = partial.sum(0) if slices > 1 else partial[0]
+    if plan.fold is None:
+        return total[:, : bias.shape[1], : bias.shape[2]].contiguous()
+    dbias = torch.empty_like(bias)
+    blocks = ceil_div(plan.fold["COUNT"], plan.fold["BLOCK"])
+    launch(FOLD_BIAS, blocks * heads, plan.fold, total, dbias, heads, size * size)
+    return dbias

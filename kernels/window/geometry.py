@@ -19,6 +19,10 @@ class Geometry(NamedTuple):
         """How many positions a whole window holds."""
         return self.window[0] * self.window[1]
 
+    def is_table(self, bias: tuple[int, ...]) -> bool:
+        """Whether a bias of this shape is a table of relative positions rather than one number for each pair."""
+        return tuple(bias[1:]) == tuple(2 * n - 1 for n in self.window)
+
     def is_whole(self, height: int, width: int) -> bool:
         """Whether every window of a ``height x width`` map lies wholly inside it."""
         (window_h, window_w), shift = self.window, self.shift

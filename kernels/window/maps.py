@@ -101,9 +101,25 @@ def own(i, j, g, P: tl.constexpr):
 
 @triton.jit
 def pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
-    """Offset into the bias [heads, N, N] of whole windows."""
+    """Offset into the bias [heads, N, N] of whole windows; none lies outside, not even that of a tile's padding."""
     N: tl.constexpr = P[0] * P[1]
-    return k_j + (head * N + q_j) * N
+    return tl.minimum(k_j, N - 1) + (head * N + tl.minimum(q_j, N - 1)) * N
+
+
+@triton.jit
+def _displaced(head, q_y, q_x, k_y, k_x, P: tl.constexpr):
+    """Offset into the table [heads, 2 P_y - 1, 2 P_x - 1]: query minus key."""
+    W: tl.constexpr = 2 * P[1] - 1
+    centre = (head * (2 * P[0] - 1) + P[0] - 1) * W + P[1] - 1
+    return (q_y * W + q_x + centre) - (k_y * W + k_x)
+
+
+@triton.jit
+def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+    """As ``pair_offset``, into a table of relative positions."""
+    q_n = tl.minimum(q_j, P[0] * P[1] - 1)
+    k_n = tl.minimum(k_j, P[0] * P[1] - 1)
+    return _displaced(head, q_n // P[1], q_n % P[1], k_n // P[1], k_n % P[1], P)
 
 
 @triton.jit
@@ -159,3 +175,19 @@ def cut_pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
     q_n = (g[5] + q_j // g[4]) * P[1] + g[6] + q_j % g[4]
     k_n = (g[5] + k_j // g[4]) * P[1] + g[6] + k_j % g[4]
     return k_n + (head * N + q_n) * N
+
+
+@triton.jit
+def cut_table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+    """As ``table_offset``, of cut windows: how far into the whole window they start falls out."""
+    return _displaced(head, q_j // g[4], q_j % g[4], k_j // g[4], k_j % g[4], P)
+
+
+@triton.jit
+def table_cell(d, m, P: tl.constexpr, T: tl.constexpr):
+    """For ``fold_bias``: the pair among T x T whose query is position m and whose entry of the table is d."""
+    W: tl.constexpr = 2 * P[1] - 1
+    k_y = m // P[1] - (d // W - (P[0] - 1))
+    k_x = m % P[1] - (d % W - (P[1] - 1))
+    ok = (m < P[0] * P[1]) & (k_y >= 0) & (k_y < P[0]) & (k_x >= 0) & (k_x < P[1])
+    return m * T + k_y * P[1] + k_x, ok

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from .._arguments import ceil_div
 from .geometry import Geometry
+from .relative import lay_out
 
 CHUNK = 1 << 26  # logits that are held at a time: 256 MB
 
@@ -104,10 +105,10 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geome
                      dropout: float = 0.0) -> Tensor:  # fmt: skip
     """Window attention of `k` [B, H, W, heads, D] and `v` [B, H, W, heads, Dv]: [B, H, W, heads, Dv].
 
-    `q`: [B, H, W, heads, D], or [B, Y, X, heads, D] shared by all windows of Y x X. `bias`: [heads, Y * X, Y * X] or
-    None. Differentiable any number of times. Computes in float32, or float64 for float64 inputs, and returns q's dtype.
-    Arguments must have been checked. `dropout`: rate at which attention probabilities are dropped, for layers that
-    train with it.
+    `q`: [B, H, W, heads, D], or [B, Y, X, heads, D] shared by all windows of Y x X. `bias`: [heads, Y * X, Y * X], a
+    table [heads, 2 Y - 1, 2 X - 1], or None. Differentiable any number of times. Computes in float32, or float64 for
+    float64 inputs, and returns q's dtype. Arguments must have been checked. `dropout`: rate at which attention
+    probabilities are dropped, for layers that train with it.
     """
     batch, height, width, heads, _ = k.shape
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -116,6 +117,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geome
     queries = q.to(compute) * scale
     queries = queries.flatten(1, 2).transpose(1, 2)[:, None, None] if shared else partition(queries, geometry)
     hidden = _hidden(height, width, geometry, q.device)
+    if bias is not None and geometry.is_table(bias.shape):
+        bias = lay_out(bias, geometry.window)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None) -> Tensor:
         logits = queries @ keys.transpose(-1, -2)                                     # [B, M, N, heads, Y * X, Y * X]

@@ -5,10 +5,12 @@ import pytest
 from visionattn.benchmark.cases import (
     BIFORMER,
     CLASSIFIER,
+    DAVIT,
     GROUPS,
     HALONET50TS,
     SWIN,
     Case,
+    ChannelCase,
     HaloCase,
     RoutingCase,
     WindowCase,
@@ -20,6 +22,7 @@ def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert len(GROUPS["neighborhood"]["all"]) == 13
     assert GROUPS["window"]["all"][:5] == SWIN
     assert GROUPS["halo"]["all"][:3] == HALONET50TS
+    assert GROUPS["channel"]["all"][:4] == DAVIT
     assert GROUPS["routing"]["all"][:3] == BIFORMER
 
 
@@ -64,6 +67,16 @@ def test_floor_of_halos_counts_the_queries_that_there_are_and_the_values_own_wid
     assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(3 * elements * 2 / 1000)
     assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * queries * seen * (16 + 40))
     assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(2 * queries * seen * (4 * 16 + 3 * 40))
+
+
+def test_floor_of_channels_moves_every_map_once_and_multiplies_tokens_by_squares():
+    case, unlimited = ChannelCase(2, 8, 12, 3, 16), float("inf")
+    assert case.name == "B2 8x12 g3 d16"
+    elements = 2 * 8 * 12 * 3 * 16
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(4 * elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(11 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * 2 * elements * 16)
+    assert case.floor_ms(2, unlimited, 1.0, backward=True) == pytest.approx(6 * 2 * elements * 16)
 
 
 def test_floor_of_routing_counts_the_tokens_of_the_chosen_regions():

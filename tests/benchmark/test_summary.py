@@ -3,7 +3,7 @@
 import pytest
 
 from visionattn.benchmark import records, summary
-from visionattn.benchmark.cases import BIFORMER, CLASSIFIER, HALONET50TS, SWIN, WIDE
+from visionattn.benchmark.cases import BIFORMER, CLASSIFIER, DAVIT, HALONET50TS, SWIN, WIDE
 
 
 @pytest.fixture
@@ -69,6 +69,18 @@ def test_windows_and_halos_are_set_against_timms_path_and_the_floor(op, cases, t
     assert [line.split(" (")[0] for line in lines] == [f"ours, fwd: {r:.2f}x" for r in (9, 3, 0.5)]
     assert [line.split(" as fast as ")[0][-13:] for line in lines] == [f"(least {r:.2f}x)" for r in (9, 3, 0.5)]
     assert summary.render(table, op).splitlines()[1].endswith("9.00x / -")
+
+
+def test_channels_are_set_against_the_fastest_other_form_case_by_case(tmp_path):
+    kept = records.Records(tmp_path / "b.csv", *records.KERNEL_RECORDS["channel"])
+    times = {"floor": (0.5, 0.5), "ours": (1, 1), "timm": (9, 4), "sdpa compiled": (6, 8), "tokens first": (None, 16)}
+    for implementation, row in times.items():
+        for case, ms in zip(DAVIT, row):
+            kept.add(op="channel", **case.columns, implementation=implementation, **{"pass": "forward"}, p50_ms=ms)
+    table = summary.by_case(kept.rows.values(), "channel")
+    line = summary.speedups(table, "channel")[0]
+    assert line.startswith("ours, fwd: 4.90x (least 4.00x) as fast as the fastest other form (geometric mean of 2 of 8")
+    assert summary.render(table, "channel").splitlines()[1].endswith("6.00x / -")
 
 
 def test_memory_is_the_largest_share_of_each_peers_peak(tmp_path):

@@ -78,10 +78,20 @@ def members(n: int, i: int, window: int, shift: int, grid: bool) -> dict[int, in
     return {j: j - start for j in range(start, start + window) if 0 <= j < n}
 
 
+def every_pair(bias: Tensor, geometry: Windows) -> Tensor:
+    """A bias [heads, N, N] of all pairs; from a table of displacements one pair after another."""
+    (h, w), n = geometry.window, geometry.positions
+    if bias.shape[1:] != (2 * h - 1, 2 * w - 1):
+        return bias
+    pairs = [bias[:, q // w - k // w + h - 1, q % w - k % w + w - 1] for q in range(n) for k in range(n)]
+    return torch.stack(pairs, 1).unflatten(1, (n, n))
+
+
 def windows_by_loop(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Windows, scale: float) -> Tensor:
     """One position after another; `q` may be one window for all."""
     _, height, width, _, _ = k.shape
     (window_h, window_w), (shift_y, shift_x), grid = geometry
+    bias = None if bias is None else every_pair(bias, geometry)
     out = torch.empty(v.shape, dtype=q.dtype)
     for y in range(height):
         rows = members(height, y, window_h, shift_y, grid)
@@ -110,8 +120,15 @@ def windows_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometr
     place = (places[0][:, None] * geometry.window[1] + places[1][None, :]).flatten()
     if q.shape != k.shape:
         q = q[:, places[0]][:, :, places[1]]
-    added = None if bias is None else bias.to(q.dtype)[:, place[:, None], place[None, :]]
+    added = None if bias is None else every_pair(bias, geometry).to(q.dtype)[:, place[:, None], place[None, :]]
     return attend_under_mask(q, k, v, added, seen, scale)
+
+
+def channels_in_dtype(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Channel attention of [B, H, W, groups, D] in q's dtype throughout: what eager PyTorch gives."""
+    tokens, rows, columns = (x.flatten(1, 2).permute(0, 2, 3, 1) for x in (q, k, v))     # [B, groups, D, N]
+    weights = ((rows * scale) @ columns.transpose(-1, -2)).softmax(-1)
+    return (weights @ tokens).permute(0, 3, 1, 2).unflatten(1, q.shape[1:3])
 
 
 def halo_by_loop(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, geometry: Halos,
@@ -277,20 +294,25 @@ def windows_all() -> Callable:
 def windows_drawn() -> Callable:
     """draw(batch, height, width, heads, d, dv, geometry, device, bias, shared): float64 tensors as `drawn` gives them.
 
-    `shared`: q is one window of queries.
+    `bias`: whether there is one, of all pairs, or "table", of displacements. `shared`: q is one window of queries.
     """
 
     def draw_windows(batch: int, height: int, width: int, heads: int, d: int, dv: int, geometry: Windows,
-                     device: str, bias: bool = True, shared: bool = False) -> dict[str, Tensor]:
+                     device: str, bias: bool | str = True, shared: bool = False) -> dict[str, Tensor]:
         tensors = draw(batch, height, width, heads, d, dv, None, device)
         if shared:
             tensors["q"] = torch.randn(batch, *geometry.window, heads, d).bfloat16().to(tensors["q"])
         if bias:
-            n = geometry.positions
-            tensors["bias"] = torch.randn(heads, n, n).bfloat16().to(tensors["q"])
+            sides = [2 * n - 1 for n in geometry.window] if bias == "table" else [geometry.positions] * 2
+            tensors["bias"] = torch.randn(heads, *sides).bfloat16().to(tensors["q"])
         return tensors
 
     return draw_windows
+
+
+@pytest.fixture
+def channels_eager() -> Callable:
+    return channels_in_dtype
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ OPS = {op.name: op for op in (
        ([2, 2], [1, 1], [1, 1], 0.25), lambda n: (2 * n - 1, 2 * n - 1), ("", "_packed")),
     Op("window_attention", window_attention, window_attention_packed, (2, 1), ([2, 2], [1, 1], False, 0.25),
        lambda n: (n * n, n * n), ("", "_packed", "_packed_kv")),
-    Op("halo_attention", _halos, _packed_halos, (2, 1), ([2, 2], [1, 1], [1, 1], 0.25), lambda n: (2 * n + 3, 64),
+    Op("halo_attention", _halos, _packed_halos, (4, 1), ([4, 4], [1, 1], [1, 1], 0.25), lambda n: (2 * n + 3, 64),
        ("", "_packed_kv"), 2, (1, 5, 4, 2, 32)),
 )}
 FORMS = [(op, form) for op in OPS for form in OPS[op].forms]
@@ -81,7 +81,7 @@ def _inputs(op: Op, form: str, device: str, bias: bool = True, grad: bool = True
     one = (1, 5, 4, 2, 16)
     shapes = {"": [one] * 3, "_packed": [(1, 5, 4, 3, 2, 16)], "_packed_kv": [one, op.kv]}[form]
     tensors = [torch.randn(shape, device=device) for shape in shapes]
-    tensors.append(torch.randn(2, *op.table(2), device=device) if bias else None)
+    tensors.append(torch.randn(2, *op.table(op.small[0]), device=device) if bias else None)
     return [x if x is None else x.requires_grad_(grad) for x in tensors]
 
 

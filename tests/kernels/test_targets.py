@@ -18,6 +18,14 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     def empty(side=size):
         return torch.empty(1, side, side, 2, d, dtype=getattr(torch, dtype))
     q, k, v, dq, dk, dv, grad = (empty() for _ in range(7))
+    if op == "channel":
+        from visionattn.kernels.channel import fused, tuning
+        tuning.SLICE, = more                                # whole maps, or slices of them
+        with compile_only(capability) as compiled:
+            out, weights = fused.forward(q, k, v, 1.0)
+            fused.backward(grad, q, k, v, out, weights, 1.0, dq, dk, dv)
+        found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
+        continue
     rest = ()
     if op == "halo":
         from visionattn.kernels.halo import fused, geometry
@@ -35,7 +43,7 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     else:
         from visionattn.kernels.window import fused, geometry
         side, shift, partition, shared = more
-        geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, side**2, side**2)
+        geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, 2 * side - 1, 2 * side - 1)
         if shared:
             q, dq = empty(side), empty(side)
     table = table if bias or op in ("halo", "routing") else None
@@ -69,20 +77,29 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
             "routing": [(14, 16), (35, 16), (56, 1), (30, 4)],
-            "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)]}[op]
+            "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
+            "channel": [(14, 4096), (14, 100)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing"])
-@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.parametrize("op, capability", [
+    *(("neighborhood", capability) for capability in SHARED),
+    *(pytest.param(op, capability, marks=[pytest.mark.slow] * (capability in (89, 100)))
+      for op in ("window", "halo", "routing") for capability in SHARED)])
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
+def test_the_models_channel_kernels_fit():
+    _compile([_cases("channel", capability, 32, "bfloat16", (False,))[0] for capability in SHARED])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing", "channel"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)
 def test_every_kernel_fits(capability, d, dtype, op):
+    if op == "channel" and d > 128:
+        pytest.skip("so many channels a group run the reference")
     _compile(_cases(op, capability, d, dtype, (False, True)))

@@ -30,7 +30,7 @@ WRONG = {
     "shift-large": (dict(shift=(0, 3)), ValueError, r"shift must lie in 0..window_size - 1 .* got \(0, 3\) for .* 3"),
     "grid-shift": (dict(shift=1, partition="grid"), ValueError, 'shift must be 0 with partition="grid", got 1'),
     "partition": (dict(partition="blocks"), ValueError, "partition must be \"block\" or \"grid\", got 'blocks'"),
-    "bias-shape": (dict(bias=torch.zeros(2, 5, 5)), ValueError, r"bias must be .*\[2, 9, 9\], got shape \[2, 5, 5\]"),
+    "bias-shape": (dict(bias=torch.zeros(2, 5, 6)), ValueError, r"bias must be .*\[2, 9, 9\], got shape \[2, 5, 6\]"),
     "bias-dtype": (dict(bias=torch.zeros(2, 9, 9, dtype=torch.long)), TypeError,
                    "floating-point tensor, got torch.int64"),
     "bias-device": (dict(bias=torch.zeros(2, 9, 9, device="meta")), ValueError,

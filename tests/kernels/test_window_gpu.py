@@ -11,8 +11,7 @@ pytestmark = pytest.mark.gpu
 def _step(batch, height, width, heads=2, d=32, window=7, shift=0, partition="block", dtype=torch.bfloat16, bias=True):
     """One forward and backward: (qkv, bias, output)."""
     qkv = torch.randn(batch, height, width, 3, heads, d, device="cuda", dtype=dtype, requires_grad=True)
-    n = make_geometry(window).positions
-    table = torch.randn(heads, n, n, device="cuda", requires_grad=True) if bias else None
+    table = torch.randn(heads, 2 * window - 1, 2 * window - 1, device="cuda", requires_grad=True) if bias else None
     out = window_attention_packed(qkv, window, shift, partition, table)
     out.backward(torch.randn_like(out))
     return qkv, table, out
@@ -39,8 +38,18 @@ def test_obeys_the_rule_at_the_sizes_of_models(window, shift, partition, shared,
                                                windows_drawn, windows_all, rule):
     geometry = make_geometry(window, shift, partition)
     rule(lambda q, k, v, bias: window_attention(q, k, v, window, shift, partition, bias),
-         windows_drawn(2, *size, 2, d, d, geometry, "cuda", shared=shared), dtype,
+         windows_drawn(2, *size, 2, d, d, geometry, "cuda", "table" if d == 32 else True, shared), dtype,
          lambda q, k, v, bias: windows_all(q, k, v, bias, geometry, d**-0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("window, shift, partition", [(7, 3, "block"), (7, 0, "grid"), (7, 0, "block")])
+def test_programs_that_walk_windows_of_several_kinds_obey_the_rule(window, shift, partition, dtype, poisoned,
+                                                                   windows_drawn, windows_all, rule):
+    geometry = make_geometry(window, shift, partition)
+    rule(lambda q, k, v, bias: window_attention(q, k, v, window, shift, partition, bias),
+         windows_drawn(128, 21, 22, 2, 32, 32, geometry, "cuda", "table"), dtype,
+         lambda q, k, v, bias: windows_all(q, k, v, bias, geometry, 32**-0.5))
 
 
 @pytest.mark.parametrize("window, size", [(4, (32, 32)), (9, (72, 72))], ids=["closed", "open"])
@@ -98,7 +107,7 @@ def test_the_packed_route_holds_its_inputs_outputs_and_little_more(shift):
     _step(2, *size, heads=heads, shift=shift)                               # whatever is allocated once
     torch.cuda.synchronize()
     qkv = torch.randn(batch, *size, 3, heads, d, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    table = torch.randn(heads, 49, 49, device="cuda", requires_grad=True)
+    table = torch.randn(heads, 13, 13, device="cuda", requires_grad=True)
     grad = torch.randn(batch, *size, heads, d, device="cuda", dtype=torch.bfloat16)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -111,8 +120,7 @@ def test_the_packed_route_holds_its_inputs_outputs_and_little_more(shift):
 
 @pytest.mark.parametrize("window, shift", [(7, 3), (10, 0)])
 def test_compiles_whole_with_inductor_and_dynamic_sizes(window, shift, fresh_compiler):
-    n = window**2
-    table = torch.randn(2, n, n, device="cuda", requires_grad=True)
+    table = torch.randn(2, 2 * window - 1, 2 * window - 1, device="cuda", requires_grad=True)
 
     def step(qkv):
         return window_attention_packed(2 * qkv, window, shift, bias=table).float().square().sum()

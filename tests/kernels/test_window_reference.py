@@ -20,7 +20,8 @@ def _case(seed: int):
     height, width = (r.choice((w * r.randint(1, 3), r.randint(1, 14))) for w in window)
     geometry = make_geometry(window, shift, partition)
     shape = dict(batch=r.randint(1, 2), height=height, width=width, heads=r.randint(1, 3), d=r.choice((8, 9, 16)),
-                 dv=r.choice((8, 11)), geometry=geometry, device="cpu", bias=r.random() < 0.6, shared=shared)
+                 dv=r.choice((8, 11)), geometry=geometry, device="cpu", bias=r.choice((False, True, "table")),
+                 shared=shared)
     return geometry, shape
 
 
@@ -71,7 +72,7 @@ GRADCHECKS = [((2, 3), (1, 2), "block", (4, 3), False), (2, 0, "grid", (3, 4), F
 @pytest.mark.parametrize("window, shift, partition, size, shared", GRADCHECKS)
 def test_gradcheck_through_q_k_v_and_bias(window, shift, partition, size, shared, windows_drawn):
     geometry = make_geometry(window, shift, partition)
-    tensors = windows_drawn(1, *size, 1, 8, 9, geometry, "cpu", shared=shared).values()
+    tensors = windows_drawn(1, *size, 1, 8, 9, geometry, "cpu", "table" if shift else True, shared).values()
     tensors = [x.requires_grad_() for x in tensors]
     assert torch.autograd.gradcheck(lambda *x: reference.window_attention(*x, geometry, 0.4), tensors)
 
@@ -79,7 +80,7 @@ def test_gradcheck_through_q_k_v_and_bias(window, shift, partition, size, shared
 @pytest.mark.parametrize("window, shift, partition, size, shared", GRADCHECKS)
 def test_gradgradcheck_through_q_k_v_and_bias(window, shift, partition, size, shared, windows_drawn):
     geometry = make_geometry(window, shift, partition)
-    tensors = windows_drawn(1, *size, 1, 8, 8, geometry, "cpu", shared=shared).values()
+    tensors = windows_drawn(1, *size, 1, 8, 8, geometry, "cpu", "table" if shift else True, shared).values()
     tensors = [x.requires_grad_() for x in tensors]
     assert torch.autograd.gradgradcheck(
         lambda *x: reference.window_attention(*x, geometry, 0.4), tensors, fast_mode=True)

@@ -46,6 +46,18 @@ def test_rectangular_window_uses_the_table_rows_then_columns():
     torch.testing.assert_close(layer(x), _full_attention(layer, x))
 
 
+@pytest.mark.parametrize("size", [(5, 9), (3, 30), (14, 2), (21, 16), (1, 1)])
+def test_padding_of_small_maps_is_zeros_before_the_projection_that_are_keys(size):
+    layer, fitting = _layer(dilation=(2, 3), pad_small=True), _layer(dilation=(2, 3))
+    nn.init.normal_(layer.qkv.bias)
+    fitting.load_state_dict(layer.state_dict())
+    x = torch.randn(2, *size, 24, dtype=torch.float64)
+    rows, columns = (max(0, least - n) for least, n in zip((14, 21), size))
+    padded = F.pad(x, (0, 0, 0, columns, 0, rows))
+    torch.testing.assert_close(layer(x), fitting(padded)[:, : size[0], : size[1]])
+    assert (rows, columns) == (0, 0) or not torch.allclose(layer(x), fitting(x))
+
+
 def test_fit_cuts_kernel_then_dilation_then_stride():
     assert clamp_neighborhood(56, 7, 8, 1) == (7, 8, 1)
     assert clamp_neighborhood(55, 7, 8, 1) == (7, 7, 1)
@@ -54,9 +66,10 @@ def test_fit_cuts_kernel_then_dilation_then_stride():
     assert clamp_neighborhood(1, 7, 2, 2) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("pad_small", [False, True])
 @pytest.mark.parametrize("size", [(20, 23), (8, 40), (3, 30)])
-def test_every_parameter_gets_a_gradient_at_any_size(size):
-    layer = _layer(dilation=3, stride=2)
+def test_every_parameter_gets_a_gradient_at_any_size(size, pad_small):
+    layer = _layer(dilation=3, stride=2, pad_small=pad_small)
     layer(torch.randn(1, *size, 24, dtype=torch.float64)).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
 
@@ -69,6 +82,8 @@ def test_gathered_windows_of_attention_dropout_are_the_op(dilation, stride, rel_
         layer = _layer(dilation=dilation, stride=stride, attn_drop=1e-300, rel_bias=rel_bias)
     x = torch.randn(2, 23, 17, 24, dtype=torch.float64)
     torch.testing.assert_close(layer.train()(x), layer.eval()(x))
+    layer.pad_small = True
+    torch.testing.assert_close(layer.train()(x[:, :9]), layer.eval()(x[:, :9]))
 
 
 def test_attention_dropout_drops_in_training_only_and_keeps_the_mean():

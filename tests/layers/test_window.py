@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from visionattn.kernels.window.relative import relative_index
 from visionattn.layers import WindowAttention, attn_drop
-from visionattn.layers.relative_bias import lay_out, relative_index, relative_inverse
 
 
 def _layer(**kwargs):
@@ -116,36 +116,10 @@ def test_another_window_resizes_the_table_and_its_indices_and_back():
     torch.testing.assert_close(layer(x), _dense(layer, x))
 
 
-def test_index_is_query_minus_key():
-    index = relative_index((2, 3))
-    q, k = 5, 1                                         # (1, 2) and (0, 1) of a window of 2 x 3
-    assert index[q, k] == (1 - 0 + 1) * 5 + (2 - 1 + 2)
-    assert index.shape == (6, 6) and set(index.flatten().tolist()) == set(range(15))
-
-
-@pytest.mark.parametrize("window", [(1, 1), (2, 3), (4, 4), (5, 2)])
-def test_the_tables_gradient_is_that_of_indexing_any_number_of_times(window):
-    table = torch.randn((2 * window[0] - 1) * (2 * window[1] - 1), 3, dtype=torch.float64, requires_grad=True)
-    index, inverse = relative_index(window), relative_inverse(window)
-    found, expected = lay_out(table, index, inverse), table[index].permute(2, 0, 1)
-    assert torch.equal(found, expected)
-    grad = torch.randn_like(found)
-    torch.testing.assert_close(*(torch.autograd.grad(x, table, grad)[0] for x in (found, expected)))
-    assert torch.autograd.gradgradcheck(lambda t: lay_out(t, index, inverse).square(), table)
-
-
 def test_every_parameter_gets_a_gradient_on_a_ragged_map():
     layer = _layer(shift=2)
     layer(torch.randn(1, 9, 7, 24, dtype=torch.float64)).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
-
-
-def test_index_is_filled_when_a_meta_layer_gets_memory():
-    layer = WindowAttention(24, 3, 4, device="meta").to_empty(device="cpu")
-    layer.reset_parameters()
-    assert torch.equal(layer.relative_position_index, relative_index((4, 4)))
-    assert torch.equal(layer.relative_position_inverse, relative_inverse((4, 4)))
-    assert not [name for name in layer.state_dict() if "index" in name or "inverse" in name]
 
 
 @pytest.mark.parametrize(

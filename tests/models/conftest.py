@@ -33,9 +33,10 @@ class Golden:
 
     def state_dict(self, boosted: bool) -> dict[str, torch.Tensor]:
         """Under official names; ``boosted`` fills position tables at full scale, where a wrong sign or order shows."""
-        tables = re.search(r"matches /(.*)/ is filled", self.doc["boosted"]["rule"])[1] if boosted else ""
+        rule = self.doc["boosted"]["rule"] if boosted else "matches /$^/ is filled"
+        tables = re.compile(re.search(r"matches /(.*)/ is filled", rule)[1])
         return {
-            name: fill(name, shape, boosted and len(shape) >= 2 and bool(re.search(tables, name)))
+            name: fill(name, shape, len(shape) >= 2 and bool(tables.search(name)))
             for name, shape, *_ in self.doc["state_dict"]
             if name not in self.doc["not_filled"]
         }

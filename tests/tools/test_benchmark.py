@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_HALOS, TINY_ROUTES, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_ROUTES, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -50,6 +50,19 @@ def halo_csv(tmp_path_factory):
 @pytest.fixture(scope="module")
 def routing_csv(tmp_path_factory):
     return _beside_timm("routing", tmp_path_factory.mktemp("routing"))
+
+
+@pytest.fixture(scope="module")
+def simulator_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("simulator") / "cpu_simulator.csv"
+    argv = ["simulator", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1", "--out", str(path)]
+    assert main(argv) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def channel_csv(tmp_path_factory):
+    return _beside_timm("channel", tmp_path_factory.mktemp("channel"))
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +136,34 @@ def test_routing_csv_has_every_measurement_and_gathering_gives_the_same(routing_
     assert notes == {f"from {peer}: output 0.00%, gradients 0.00%" for peer in ("gather", "select")}
 
 
+def test_simulator_csv_has_the_bounds_and_the_measured_speedup_of_every_setting(simulator_csv, capsys):
+    rows = lines(simulator_csv)
+    assert tuple(rows[0]) == records.SIMULATOR_COLUMNS
+    settings = {(row["kernel"], row["stride"], row["dilation"]) for row in rows}
+    assert settings == {("3", "1", "1"), ("4", "4", "1"), ("2", "2", "2")}
+    for row in rows:
+        pairs = (int(row["height"]) * int(row["width"]) / int(row["kernel"]) ** 2, float(row["flop_bound"]))
+        assert pairs[0] == pytest.approx(pairs[1], rel=1e-3) and not row["note"]
+        assert float(row["speedup"]) == pytest.approx(float(row["full_ms"]) / float(row["p50_ms"]), rel=2e-3)
+        assert float(row["bound"]) > 0 and float(row["sdpa_ms"]) > 0 and row["block_sparse"] in ("True", "False")
+
+
+def test_channel_csv_has_every_measurement_and_every_form_gives_the_same(channel_csv):
+    rows = lines(channel_csv)
+    assert tuple(rows[0]) == records.CHANNEL_COLUMNS
+    forms = ("timm", "sdpa", "tokens first", "channels first")
+    found = {(row["height"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.height), i, p)
+        for case in TINY_CHANNELS
+        for i in ("floor", "ours", *forms)
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] in forms}
+    assert notes == {f"from {form}: output 0.00%, gradients 0.00%" for form in forms}
+
+
 def test_a_second_run_replaces_its_lines(kernels_csv, capsys):
     before = lines(kernels_csv)
     argv = [
@@ -175,23 +216,27 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-def test_plot_draws_a_picture_of_each_kind(kernels_csv, window_csv, halo_csv, routing_csv, models_csv, tmp_path):
-    files = [str(path) for path in (kernels_csv, window_csv, halo_csv, routing_csv, models_csv)]
+PLOTTED = ("kernels", "window", "halo", "routing", "channel", "models", "simulator")
+
+
+def test_plot_draws_a_picture_of_each_kind(request, tmp_path):
+    files = [str(request.getfixturevalue(f"{name}_csv")) for name in PLOTTED]
     assert main(["plot", *files, "--out-dir", str(tmp_path / "figures")]) == 0
-    for name in ("cpu_kernels.png", "cpu_window.png", "cpu_halo.png", "cpu_routing.png", "cpu_models.png"):
-        data = (tmp_path / "figures" / name).read_bytes()
+    for name in PLOTTED:
+        data = (tmp_path / "figures" / f"cpu_{name}.png").read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) > 5000
-    assert len(list((tmp_path / "figures").iterdir())) == 5
+    assert len(list((tmp_path / "figures").iterdir())) == len(PLOTTED)
 
 
 BAD = {
-    "no command": ([], "kernels|models|data|plot"),
+    "no command": ([], "kernels|simulator|models|data|plot"),
     "unknown op": (["kernels", "--op", "convolution"], "neighborhood"),
     "rows of another op": (
         ["kernels", "--op", "window", "--rows", "gna", "--device", "cpu"],
         "--rows must be one of all, classifier, tiny for --op window, got gna",
     ),
     "unknown rows": (["kernels", "--rows", "most"], "tiny"),
+    "unknown settings": (["simulator", "--rows", "most"], "'all', 'small', 'tiny'"),
     "negative budget": (["kernels", "--time-budget", "-1"], "must be a positive number, got '-1'"),
     "no models": (["models"], "--models"),
     "unknown model": (["models", "--models", "gna_huge", "--device", "cpu"], "gna_tiny"),

@@ -77,6 +77,15 @@ def test_evaluation_counts_each_image_once(tiny: Callable[..., TrainConfig], wor
     assert model.training
 
 
+def test_the_last_epochs_see_no_mixed_batches(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny("--augment.mixup", 1, "--augment.cutmix", 1, "--augment.mix_off_epochs", 1, "--schedule.epochs", 3)
+    task, mixed = Classification(config, Accelerator(cpu=True)), []
+    task.criterion = lambda logits, targets: mixed.append(bool(((targets > 0.1).sum(1) > 1).any())) or logits.sum()
+    for step, batch in zip(range(12), task.batches(12, 0)):  # four to an epoch
+        task.loss(Fixed(), batch, step)
+    assert sum(mixed[:8]) >= 4 and not any(mixed[8:])  # a mix of nearly all and nearly nothing does not show
+
+
 def test_processes_share_the_evaluation_without_overlap(tiny: Callable[..., TrainConfig]) -> None:
     config, images = tiny(), Shapes("val", 36, 32)
     parts = [torch.cat([x for x, _, _ in data.eval_loader(config, images, rank, 5, False)]) for rank in range(5)]

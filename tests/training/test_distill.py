@@ -59,9 +59,9 @@ def test_alpha_weighs_labels_and_teacher(options: Callable[..., TrainConfig], ti
     losses = {}
     for alpha in (0.0, 0.25, 1.0):
         task = Classification(options("--distill.alpha", alpha), Accelerator(cpu=True))
-        losses[alpha] = float(task.loss(task.model, next(task.batches(1, 0))))
+        losses[alpha] = float(task.loss(task.model, next(task.batches(1, 0)), 0))
     plain = Classification(tiny(), Accelerator(cpu=True))
-    assert losses[0.0] == pytest.approx(float(plain.loss(plain.model, next(plain.batches(1, 0)))), rel=1e-6)
+    assert losses[0.0] == pytest.approx(float(plain.loss(plain.model, next(plain.batches(1, 0)), 0)), rel=1e-6)
     assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
     assert losses[1.0] != pytest.approx(losses[0.0], rel=1e-3)
 

@@ -106,6 +106,7 @@ def test_imagenet_configs_need_nothing_but_the_data_root(name: str) -> None:
             ["--optim.batch_size", 30, "--optim.accumulation", 4],
             "optim.batch_size is 30; it must be a multiple of optim.accumulation = 4",
         ),
+        (["--augment.mix_off_epochs", 4, "--schedule.epochs", 3], "mix_off_epochs.* 4.*at most all 3 epochs"),
         (["--augment.mixup", 0.2, "--optim.batch_size", 5], "is 5; mixup and cutmix need an even number"),
         (["--data.dataset", "folder"], "data.root is not set"),
     ],

@@ -1,6 +1,7 @@
 """Measures the kernels and the models beside their peers, on the machine at hand, into CSV files and plots.
 
-``cli`` is the door (``visionattn benchmark kernels|models|plot``); ``cases`` says what is measured, ``timing`` how,
-``records`` where it is kept; ``neighborhood`` with ``natten_peer`` and ``first_call``, and ``models`` do the measuring;
+``cli`` is the door (``visionattn benchmark kernels|simulator|models|data|plot``); ``cases`` says what is measured,
+``timing`` how, ``records`` where it is kept; ``neighborhood`` with ``natten_peer`` and ``first_call``, ``window``,
+``simulator``, ``models`` and ``loading`` do the measuring;
 ``summary`` prints and ``plot`` draws what the CSV files hold.
 """

@@ -1,16 +1,14 @@
-"""An op of ours beside its peers' path from projections to output, eager and compiled, and what the hardware could do.
-
-The peer is timm's path where timm has one.
-"""
+"""An op of ours beside timm's path from projections to output and other ways to write it, eager and compiled, and what
+the hardware could do."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .cases import HaloCase, RoutingCase, WindowCase
+from .cases import AnyCase
 from .measurement import Measurement, difference, passes
 from .records import Records
 from .timing import measure_rates
@@ -29,12 +27,22 @@ class Side(NamedTuple):
     common: Callable[[Tensor], Tensor] = _same  # brings an output or a gradient into the layout that sides share
 
 
-BesideCase = WindowCase | HaloCase | RoutingCase
-Sides = Callable[[BesideCase, torch.device, torch.dtype], dict[str, Side]]
+class Given(nn.Module):
+    """What a projection would have given."""
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.x = x
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.x
+
+
+Sides = Callable[[AnyCase, torch.device, torch.dtype], dict[str, Side]]
 
 
 def agreement(ours: Side, peer: Side, name: str) -> str:
-    """How far our output and gradients lie from a peer's, as relative norms: both must compute the same thing."""
+    """How far our output and gradients lie from the peer's, as relative norms: both must compute the same thing."""
     found = []
     for side in (ours, peer):
         out = side.call()
@@ -45,7 +53,7 @@ def agreement(ours: Side, peer: Side, name: str) -> str:
 
 
 def measure_case(m: Measurement, sides: dict[str, Side], compiled: bool) -> None:
-    """Adds every line of one case but the floor: all of ``sides``; those not named as ours must agree with "ours"."""
+    """Adds every line of one case but the floor: all of ``sides``, of which "ours" and those not ours must agree."""
     peers = [name for name in sides if not name.startswith("ours")]
     for implementation, side in sides.items():
         note = None
@@ -65,7 +73,7 @@ def measure_case(m: Measurement, sides: dict[str, Side], compiled: bool) -> None
 
 def run(
     sides: Sides,
-    cases: Sequence[BesideCase],
+    cases: Sequence[AnyCase],
     records: Records,
     device: torch.device,
     dtype: torch.dtype,

@@ -123,6 +123,41 @@ class HaloCase:
 
 
 @dataclass(frozen=True)
+class ChannelCase:
+    """One channel attention problem: ``heads`` groups of ``dim`` channels of a ``[batch, height, width]`` map."""
+
+    op: ClassVar[str] = "channel"
+    batch: int
+    height: int
+    width: int
+    heads: int
+    dim: int
+
+    @property
+    def name(self) -> str:
+        return f"B{self.batch} {self.height}x{self.width} g{self.heads} d{self.dim}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take, the weights between channels taken for nothing.
+
+        Forward moves q, k, v and the output and needs two products over all tokens; backward moves q, k, v, the
+        output's gradient and three gradients and needs four.
+        """
+        maps, products = (11, 6) if backward else (4, 2)
+        elements = self.batch * self.height * self.width * self.heads * self.dim
+        return max(maps * elements * element_bytes / bytes_per_ms, products * 2 * elements * self.dim / flops_per_ms)
+
+
+@dataclass(frozen=True)
 class RoutingCase:
     """One routed attention problem: ``[batch, height, width, heads, dim]`` inputs, regions an axis, routes a region."""
 
@@ -154,6 +189,9 @@ class RoutingCase:
         rows = self.batch * self.height * self.width * self.heads
         seen = self.topk * self.height * self.width // self.regions**2
         return _floor_ms(rows, rows, seen, self.dim, self.dim, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
+AnyCase = Case | WindowCase | HaloCase | ChannelCase | RoutingCase
 
 
 def _floor_ms(
@@ -229,6 +267,48 @@ H1 = (
 H5 = (HaloCase(16, 28, 28, 8, 32, 80, 14, 2),)
 TINY_HALOS = (HaloCase(2, 8, 8, 2, 8, 8, 4, 1), HaloCase(1, 8, 12, 2, 16, 24, 4, 2, 2))
 
+
+def _settings(shape: tuple[int, int, int, int, int], *settings: tuple[int, ...]) -> tuple[Case, ...]:
+    """Cases of one shape; each setting is kernel, stride, dilation, the last two 1 where left out."""
+    return tuple(Case(*shape, kernel, *rest[1:], **dict(zip(("stride",), rest))) for kernel, *rest in settings)
+
+
+# Where the simulator's bounds are set against the clock. A tile costs more than its chunks: it reads queries, fills the
+# pipeline and writes outputs. That is not in the model, so tiles of few chunks stand apart.
+_MANY_128, _MANY_96, _MANY_64 = (8, 128, 128, 4, 64), (8, 96, 96, 8, 64), (32, 64, 64, 8, 32)
+SIMULATED = (
+    *_settings(_MANY_128, (13,), (16,), (24,), (24, 8), (32,), (32, 4), (32, 8), (32, 12), (32, 16), (32, 20)),
+    *_settings(_MANY_128, (32, 32), (48,), (48, 8), (48, 12), (48, 48), (64,), (64, 8), (64, 16), (64, 32)),
+    *_settings(_MANY_128, (96,), (96, 8), (96, 32), (32, 1, 2), (32, 8, 2), (32, 1, 4), (64, 1, 2)),
+    *_settings(_MANY_96, (25,), (32,), (32, 8), (32, 16), (48,), (48, 8), (48, 24), (48, 48), (64,), (64, 8), (80, 8)),
+    *_settings(_MANY_64, (13,), (16,), (31,), (32,), (32, 8), (32, 16), (32, 32), (48,), (48, 8), (48, 16), (32, 1, 2)),
+)
+SIMULATED_SMALL = (
+    *_settings(_MANY_128, (7,), (9,), (16, 8), (16, 16)),
+    *_settings(_MANY_64, (7,), (9,), (16, 8), (16, 16)),
+)
+SIMULATOR_GROUPS: dict[str, tuple[Case, ...]] = {
+    "all": SIMULATED,
+    "small": SIMULATED_SMALL,
+    "tiny": _settings((1, 8, 8, 1, 8), (3,), (4, 4), (2, 2, 2)),
+}
+
+
+# The stages of DaViT-T at 224x224 and batch 128, and at 512x512 and batch 64.
+DAVIT = (
+    ChannelCase(128, 56, 56, 3, 32),
+    ChannelCase(128, 28, 28, 6, 32),
+    ChannelCase(128, 14, 14, 12, 32),
+    ChannelCase(128, 7, 7, 24, 32),
+)
+DAVIT_512 = (
+    ChannelCase(64, 128, 128, 3, 32),
+    ChannelCase(64, 64, 64, 6, 32),
+    ChannelCase(64, 32, 32, 12, 32),
+    ChannelCase(64, 16, 16, 24, 32),
+)
+TINY_CHANNELS = (ChannelCase(2, 7, 7, 2, 8), ChannelCase(1, 12, 20, 1, 16))
+
 # The routed stages of BiFormer-T and -S at 224x224 and batch 128, and at 512x512 (padded) and batch 64.
 BIFORMER = (
     RoutingCase(128, 56, 56, 2, 32, 1),
@@ -260,9 +340,20 @@ HALO_GROUPS: dict[str, tuple[HaloCase, ...]] = {
     "classifier": HALONET50TS,
     "tiny": TINY_HALOS,
 }
+CHANNEL_GROUPS: dict[str, tuple[ChannelCase, ...]] = {
+    "all": DAVIT + DAVIT_512,
+    "classifier": DAVIT,
+    "tiny": TINY_CHANNELS,
+}
 ROUTING_GROUPS: dict[str, tuple[RoutingCase, ...]] = {
     "all": BIFORMER + BIFORMER_512,
     "classifier": BIFORMER,
     "tiny": TINY_ROUTES,
 }
-GROUPS = {"neighborhood": NEIGHBORHOOD_GROUPS, "window": WINDOW_GROUPS, "halo": HALO_GROUPS, "routing": ROUTING_GROUPS}
+GROUPS = {
+    "neighborhood": NEIGHBORHOOD_GROUPS,
+    "window": WINDOW_GROUPS,
+    "halo": HALO_GROUPS,
+    "channel": CHANNEL_GROUPS,
+    "routing": ROUTING_GROUPS,
+}

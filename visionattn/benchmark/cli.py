@@ -5,59 +5,39 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from visionattn.arguments import Parser, positive
 from visionattn.training.errors import UserError
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line and leaves with exit code 2."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _positive(kind: type):
-    def convert(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not value > 0:
-            allowed = "a positive whole number" if kind is int else "a positive number"
-            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}")
-        return value
-
-    return convert
-
-
 def _parser() -> argparse.ArgumentParser:
-    from .cases import GROUPS
+    from .cases import GROUPS, SIMULATOR_GROUPS
 
     rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
-    parser = _Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
-    metavar = "kernels|models|data|plot"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=_Parser)
+    parser = Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
+    metavar = "kernels|simulator|models|data|plot"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=Parser)
 
     kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
     kernels.add_argument(
         "--op",
         choices=tuple(GROUPS),
         default="neighborhood",
-        help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, "
-        "routing beside gathering (default: %(default)s)",
+        help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, channel beside it and "
+        "other eager forms, routing beside gathering (default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
         "--time-budget",
-        type=_positive(float),
+        type=positive(float),
         default=600.0,
         metavar="SECONDS",
         help="leave out what would start later than this (default: %(default)s)",
     )
     kernels.add_argument(
         "--rep",
-        type=_positive(float),
+        type=positive(float),
         default=40.0,
         metavar="MS",
         help="milliseconds spent on repeating one call (default: %(default)s)",
@@ -77,17 +57,38 @@ def _parser() -> argparse.ArgumentParser:
         help="do not compile all kernels in parallel before the measuring",
     )
 
+    simulator = commands.add_parser(
+        "simulator", help="our kernel's speed-up over itself at kernel = map, beside the bounds of visionattn simulate"
+    )
+    simulator.add_argument(
+        "--rows",
+        choices=tuple(SIMULATOR_GROUPS),
+        default="all",
+        help="which settings; small: windows of a few chunks, where a tile's fixed cost shows (default: %(default)s)",
+    )
+    simulator.add_argument(
+        "--rep",
+        type=positive(float),
+        default=100.0,
+        metavar="MS",
+        help="milliseconds spent on repeating one call (default: %(default)s)",
+    )
+    simulator.add_argument(
+        "--no-prepare", dest="prepare", action="store_false", help="do not compile in parallel before the measuring"
+    )
+
     models = commands.add_parser("models", help="whole models: images a second and memory")
     models.add_argument(
         "--models",
         nargs="+",
         required=True,
         metavar="NAME",
-        help="names for timm.create_model; a leading timm/ is for the reader",
+        help="names for timm.create_model; a leading timm/ is for the reader, natten/ puts NATTEN's op in the place of "
+        "ours in a NAT or DiNAT, which has no relative bias then, and unbiased/ leaves only the bias out",
     )
-    models.add_argument("--batch", type=_positive(int), default=128, help="images a step (default: %(default)s)")
-    models.add_argument("--size", type=_positive(int), default=224, help="height and width (default: %(default)s)")
-    models.add_argument("--steps", type=_positive(int), default=30, help="steps that are timed (default: %(default)s)")
+    models.add_argument("--batch", type=positive(int), default=128, help="images a step (default: %(default)s)")
+    models.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
+    models.add_argument("--steps", type=positive(int), default=30, help="steps that are timed (default: %(default)s)")
     models.add_argument(
         "--passes",
         nargs="+",
@@ -112,14 +113,14 @@ def _parser() -> argparse.ArgumentParser:
 
     loading = commands.add_parser("data", help="the data path beside timm's loader: images a second")
     loading.add_argument("--root", type=Path, required=True, help="an image folder: ROOT/train/CLASS/*.jpg")
-    loading.add_argument("--workers", type=_positive(int), default=1, help="processes that load (default: %(default)s)")
-    loading.add_argument("--batch", type=_positive(int), default=64, help="images a batch (default: %(default)s)")
-    loading.add_argument("--size", type=_positive(int), default=224, help="height and width (default: %(default)s)")
-    loading.add_argument("--batches", type=_positive(int), default=10, help="of a round (default: %(default)s)")
+    loading.add_argument("--workers", type=positive(int), default=1, help="processes that load (default: %(default)s)")
+    loading.add_argument("--batch", type=positive(int), default=64, help="images a batch (default: %(default)s)")
+    loading.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
+    loading.add_argument("--batches", type=positive(int), default=10, help="of a round (default: %(default)s)")
     loading.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/<machine>_data.csv")
     loading.add_argument("--revision", help="code revision to note (default: git's)")
 
-    for command in (kernels, models):
+    for command in (kernels, simulator, models):
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
         command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
         command.add_argument(
@@ -168,16 +169,32 @@ def _kernels(args: argparse.Namespace) -> None:
 
         neighborhood.run(*common, args.first_calls, args.prepare, _say)
     else:
-        from . import beside_timm, halo, routing, window
+        from . import beside_timm, channel, halo, routing, window
 
-        sides = {"window": window, "halo": halo, "routing": routing}[args.op].sides
-        beside_timm.run(sides, *common, args.compiled, _say)
+        module = {"window": window, "halo": halo, "channel": channel, "routing": routing}[args.op]
+        beside_timm.run(module.sides, *common, args.compiled, _say)
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}
     said = [summary.render(table, args.op), *summary.speedups(table, args.op)]
     if args.op != "neighborhood":
         said += summary.memory(table, args.op)
     _say("\n".join(["", *said, f"written: {path}"]))
+
+
+def _simulator(args: argparse.Namespace) -> None:
+    import torch
+
+    device = _device(args.device)
+    from . import records, simulator
+    from .cases import SIMULATOR_GROUPS
+
+    cases, path = SIMULATOR_GROUPS[args.rows], args.out or records.default_path(device, "simulator")
+    kept = records.Records(path, records.SIMULATOR_COLUMNS, records.SIMULATOR_KEY)
+    kept.write()
+    simulator.run(cases, kept, device, getattr(torch, args.dtype), records.origin(device, args.revision), args.rep,
+                  args.prepare, _say)  # fmt: skip
+    mine = [row for row in kept.rows.values() if row["dtype"] == args.dtype and simulator.case_of(row) in cases]
+    _say("\n".join(["", simulator.render(mine), "", *simulator.summary(mine), f"written: {path}"]))
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -188,7 +205,7 @@ def _models(args: argparse.Namespace) -> None:
 
     from . import models, records
 
-    models.check_names(args.models)
+    models.check_names(args.models, device)
     path = args.out or records.default_path(device, "models")
     kept = records.Records(path, records.MODEL_COLUMNS, records.MODEL_KEY)
     kept.write()
@@ -235,10 +252,11 @@ def _plot(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``kernels``, ``models``, ``data`` or ``plot``; returns the exit code (2 for what the user can put right)."""
+    """Runs a command; returns the exit code (2 for what the user can put right)."""
     args = _parser().parse_args(argv)
     try:
-        {"kernels": _kernels, "models": _models, "data": _data, "plot": _plot}[args.command](args)
+        commands = {"kernels": _kernels, "simulator": _simulator, "models": _models, "data": _data, "plot": _plot}
+        commands[args.command](args)
     except UserError as error:
         print(f"visionattn benchmark {args.command}: error: {error}", file=sys.stderr)
         return 2

@@ -2,23 +2,12 @@
 
 import torch
 from timm.layers.halo_attn import HaloAttn
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionattn.kernels.halo import halo_attention_packed_kv
 
-from .beside_timm import Side
+from .beside_timm import Given, Side
 from .cases import HaloCase
-
-
-class _Given(nn.Module):
-    """What a projection would have given."""
-
-    def __init__(self, x: Tensor):
-        super().__init__()
-        self.x = x
-
-    def forward(self, _: Tensor) -> Tensor:
-        return self.x
 
 
 def _to_timm(x: Tensor) -> Tensor:
@@ -62,7 +51,7 @@ def sides(case: HaloCase, device: torch.device, dtype: torch.dtype) -> dict[str,
         dtype=dtype,
     )
     their_q, their_kv = (_to_timm(x).requires_grad_() for x in (q, kv))
-    layer.q, layer.kv = _Given(their_q), _Given(their_kv)
+    layer.q, layer.kv = Given(their_q), Given(their_kv)
     for name, table in zip(("height_rel", "width_rel"), tables):
         delattr(layer.pos_embed, name)
         setattr(layer.pos_embed, name, table)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .cases import Case, HaloCase, RoutingCase, WindowCase
+from .cases import AnyCase
 from .records import Records
 from .timing import Rates, measure, measure_graph, peak_mib
 
@@ -20,7 +20,7 @@ class Measurement:
     def __init__(
         self,
         records: Records,
-        case: Case | WindowCase | HaloCase | RoutingCase,
+        case: AnyCase,
         device: torch.device,
         dtype: torch.dtype,
         rep_ms: float,
@@ -51,7 +51,7 @@ class Measurement:
         values = dict(p20_ms=timing.p20, p50_ms=timing.p50, p80_ms=timing.p80, peak_mib=memory) | values
         self.add(implementation, name, graph_p50_ms=graph.p50 if graph else None, **values)
 
-    def floor(self, case: Case | WindowCase | HaloCase | RoutingCase, element_bytes: int, rates: Rates) -> None:
+    def floor(self, case: AnyCase, element_bytes: int, rates: Rates) -> None:
         """Adds the least times that the hardware could take."""
         for name in PASSES:
             floor = case.floor_ms(element_bytes, *rates, backward=name == "forward_backward")

@@ -1,4 +1,4 @@
-"""Whole models, ours beside timm's in one run: images a second and peak memory, training and inference."""
+"""Whole models, ours beside timm's and NATTEN's in one run: images a second and peak memory, training and inference."""
 
 import gc
 import time
@@ -10,18 +10,25 @@ import torch.nn.functional as F
 
 from visionattn.training.errors import UserError
 
+from . import natten_models, natten_peer
 from .records import Records
 from .timing import Timing
 
 
 def timm_name(name: str) -> str:
-    """``timm/swin_tiny_patch4_window7_224`` and ``swin_tiny_patch4_window7_224`` are the same model."""
-    return name.removeprefix("timm/")
+    """The name without what says whose it is: ``timm/``, or one of :mod:`~visionattn.benchmark.natten_models`."""
+    return natten_models.split(name)[1].removeprefix("timm/")
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises UserError for a name that timm does not know, before anything is measured."""
+def check_names(names: Sequence[str], device: torch.device) -> None:
+    """Raises UserError for a name that timm does not know or that cannot run here, before anything is measured."""
     for name in names:
+        prefix, plain = natten_models.split(name)
+        if prefix and plain not in natten_models.known():
+            raise UserError(f"{name!r}: {prefix} takes one of {', '.join(natten_models.known())}")
+        reason = natten_peer.why_not(device) if prefix == natten_models.NATTEN else None
+        if reason:
+            raise UserError(f"cannot measure {name}: {reason}")
         if not timm.is_model(timm_name(name)):
             family = timm_name(name).split("_")[0]
             known = timm.list_models(f"{family}*")[:8] or timm.list_models("gna*")
@@ -76,15 +83,13 @@ def measure_model(
     (none for float32) with a batch that is already on the device.
     """
     torch.manual_seed(0)
-    try:
-        model = timm.create_model(timm_name(name), num_classes=1000, img_size=size) if _takes_size(name) else None
-        model = model or timm.create_model(timm_name(name), num_classes=1000)
-    except Exception as error:
-        raise UserError(f"cannot build {name} for {size}x{size} images: {error}") from None
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(device=device, memory_format=layout).train(training)
+    model = _build(name, size).to(device=device, memory_format=layout).train(training)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
+    note = None
+    if name.startswith(natten_models.NATTEN):
+        note = natten_models.tune(model, images, dtype, training)
     labels = torch.randint(1000, (batch,), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) if training else None
     # Dynamo keeps what it compiled; the next model starts without it.
@@ -115,7 +120,20 @@ def measure_model(
         peak_gib=memory,
         first_call_s=first,
         parameters_m=parameters,
+        note=note,
     )
+
+
+def _build(name: str, size: int) -> torch.nn.Module:
+    prefix, plain = natten_models.split(name)[0], timm_name(name)
+    options = {"rel_bias": False} if prefix else {}
+    if _takes_size(name):
+        options["img_size"] = size
+    try:
+        model = timm.create_model(plain, num_classes=1000, **options)
+    except Exception as error:
+        raise UserError(f"cannot build {name} for {size}x{size} images: {error}") from None
+    return natten_models.replace(model) if prefix == natten_models.NATTEN else model
 
 
 def _takes_size(name: str) -> bool:
@@ -139,7 +157,7 @@ def run(
     say: Callable[[str], None],
 ) -> None:
     """Measures every model's ``training`` and ``inference`` and writes the records after each."""
-    check_names(names)
+    check_names(names, device)
     for name in names:
         for one in passes:
             fixed = dict(
@@ -167,4 +185,5 @@ def run(
                 torch.cuda.empty_cache()
             figures = f"{row['images_per_s']} images/s, {row['peak_gib'] or '-'} GiB"
             figures += f", first call {row['first_call_s']} s"
-            say(f"{name} {one}{f' compiled ({compiled})' if compiled else ''}: {row['note'] or figures}")
+            said = ", ".join(part for part in (figures if row["images_per_s"] else "", row["note"]) if part)
+            say(f"{name} {one}{f' compiled ({compiled})' if compiled else ''}: {said}")

@@ -56,14 +56,16 @@ class Natten:
         self.case, self.inputs, self.grad = case, (q, k, v), grad
         self.whole_map = case.kernel == case.height == case.width
 
+    def arguments(self, config: Config) -> dict[str, object]:
+        """What ``na2d`` takes beside the neighborhood to run one configuration."""
+        options = dict(config.options, backend=config.backend)
+        return dict(attention_kwargs=options) if self.whole_map else options
+
     def output(self, config: Config) -> Tensor:
         """The attention's output under one configuration."""
         import natten
 
-        options = dict(config.options, backend=config.backend)
-        if self.whole_map:
-            options = dict(attention_kwargs=options)
-        case = self.case
+        case, options = self.case, self.arguments(config)
         return natten.na2d(*self.inputs, kernel_size=case.kernel, dilation=case.dilation, stride=case.stride, **options)
 
     def forward(self, config: Config) -> Callable[[], object]:

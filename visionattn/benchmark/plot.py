@@ -7,7 +7,7 @@ import matplotlib
 
 from visionattn.training.errors import UserError
 
-from . import records, summary
+from . import records, simulator, summary
 
 # Colour-blind safe, and the same for an implementation in every picture.
 STYLES = {
@@ -22,6 +22,10 @@ STYLES = {
     "gather compiled": ("#999933", "gathering, compiled"),
     "select": ("#aa4499", "selecting, SDPA"),
     "select compiled": ("#882255", "selecting, SDPA, compiled"),
+    "tokens first": ("#cc79a7", "products of [N, D] matrices"),
+    "tokens first compiled": ("#e6b8d0", "products of [N, D] matrices, compiled"),
+    "channels first": ("#009e73", "products of [D, N] matrices"),
+    "channels first compiled": ("#8fd3bc", "products of [D, N] matrices, compiled"),
 }
 
 
@@ -84,7 +88,7 @@ def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
             if key in found:
                 row = found[key]
                 rate = float(row["images_per_s"])
-                color = STYLES["natten" if row["model"].startswith("timm/") else "ours"][0]
+                color = STYLES["natten" if row["model"].startswith(("timm/", "natten/")) else "ours"][0]
                 axis.barh(place, rate, 0.62, color=color)
                 memory = f"  {float(row['peak_gib']):.1f} GiB" if row["peak_gib"] else ""
                 text = f"{rate:,.0f}{memory}"
@@ -97,6 +101,47 @@ def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     axes[0][0].invert_yaxis()
     one = rows[0]
     figure.suptitle(f"Whole models, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
+    _save(figure, target)
+
+
+def draw_simulator(rows: Sequence[Mapping[str, str]], target: Path) -> None:
+    """Measured speed-up against the bound by FLOPs alone and against the realistic one, a point a setting."""
+    rows = simulator.measured(rows)
+    if not rows:
+        raise UserError(f"nothing to draw for {target}: no line has a speed-up")
+    by_size = sorted(rows, key=lambda row: -int(row["height"]))
+    shapes = list(dict.fromkeys(simulator.case_of(row).shape for row in by_size))
+    figure, axes = _figure(13, 6, 2)
+    values = [float(row[name]) for row in rows for name in ("flop_bound", "speedup")]
+    values += [float(row["full_ms"]) / float(row["sdpa_ms"]) for row in rows]
+    ends = [min(values) * 0.85, max(values) * 1.2]
+    for axis, (column, title) in zip(axes[0], (("flop_bound", "bound by FLOPs alone"), ("bound", "realistic bound"))):
+        axis.plot(ends, ends, color="#888888", lw=1.2, label="the bound")
+        axis.plot(ends, [end * simulator.SHARE for end in ends], ":", color="#888888", lw=1.2,
+                  label=f"{simulator.SHARE:.0%} of it")  # fmt: skip
+        for place, shape in enumerate(shapes):
+            color = list(STYLES.values())[1 + place % (len(STYLES) - 1)][0]
+            batch, height, width, heads, dim = shape
+            name = f"B{batch} {height}x{width} h{heads} d{dim}"
+            mine = [row for row in rows if simulator.case_of(row).shape == shape]
+            for perfect, marker, words in (("True", "o", "perfectly block-sparse"), ("False", "x", "partly masked")):
+                points = [(float(row[column]), float(row["speedup"])) for row in mine if row["block_sparse"] == perfect]
+                if points:
+                    axis.plot(*zip(*points), marker, color=color, ms=6, mew=1.5, mfc="none", label=f"{name}, {words}")
+            sdpa = float(mine[0]["full_ms"]) / float(mine[0]["sdpa_ms"])
+            axis.axhline(sdpa, color=color, lw=0.9, ls="--", alpha=0.7, label=f"{name}, SDPA over the whole map")
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"speed-up, {title}")
+        ticks = [tick for tick in (0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100) if ends[0] <= tick <= ends[1]]
+        axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axis.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("speed-up over our kernel at kernel = map, measured")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    one = rows[0]
+    figure.suptitle(f"Neighborhood attention forward, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
     _save(figure, target)
 
 
@@ -121,9 +166,10 @@ def draw(path: Path, folder: Path) -> Path:
         raise UserError(f"{path} holds no results")
     target = folder / f"{path.stem}.png"
     kinds = {columns: draw_kernels for columns, _ in records.KERNEL_RECORDS.values()}
-    kinds[records.MODEL_COLUMNS] = draw_models
+    kinds |= {records.MODEL_COLUMNS: draw_models, records.SIMULATOR_COLUMNS: draw_simulator}
     kind = kinds.get(tuple(rows[0]))
     if kind is None:
-        raise UserError(f"{path} is not a result of benchmark kernels or models: its columns are {list(rows[0])}")
+        known = "kernels, simulator or models"
+        raise UserError(f"{path} is not a result of benchmark {known}: its columns are {list(rows[0])}")
     kind(rows, target)
     return target

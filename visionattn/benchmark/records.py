@@ -30,11 +30,14 @@ HALO_COLUMNS = (*HALO_KEY, *_TIMES)
 
 ROUTING_KEY = (*_MAP, "topk", "regions", "implementation", "pass")
 ROUTING_COLUMNS = (*ROUTING_KEY, *_TIMES)
+CHANNEL_KEY = (*_MAP, "implementation", "pass")
+CHANNEL_COLUMNS = (*CHANNEL_KEY, *_TIMES)
 KERNEL_RECORDS = {
     "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
     "window": (WINDOW_COLUMNS, WINDOW_KEY),
     "halo": (HALO_COLUMNS, HALO_KEY),
     "routing": (ROUTING_COLUMNS, ROUTING_KEY),
+    "channel": (CHANNEL_COLUMNS, CHANNEL_KEY),
 }
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")
@@ -47,6 +50,25 @@ MODEL_COLUMNS = (
     "peak_gib",
     "first_call_s",
     "parameters_m",
+    "note",
+    *ORIGIN,
+)
+
+# One line a setting: its time, that of our kernel at kernel = map and of SDPA over the whole map; speed-ups over the
+# former, as measured and at most.
+SIMULATOR_KEY = (*_MAP, "kernel", "dilation", "stride")
+SIMULATOR_COLUMNS = (
+    *SIMULATOR_KEY,
+    "chunks_a_tile",
+    "block_sparse",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "full_ms",
+    "sdpa_ms",
+    "flop_bound",
+    "bound",
+    "speedup",
     "note",
     *ORIGIN,
 )

@@ -7,12 +7,17 @@ from typing import NamedTuple
 
 from .cases import (
     BIFORMER,
+    BIFORMER_512,
     CLASSIFIER,
+    DAVIT,
+    DAVIT_512,
     GROUPS,
     H1,
     HALONET50TS,
     SWIN,
+    AnyCase,
     Case,
+    ChannelCase,
     HaloCase,
     RoutingCase,
     WindowCase,
@@ -26,17 +31,28 @@ GATHERS = {
     "select compiled": "selecting with SDPA compiled",
     "floor": "the floor",
 }
+FORMS = {
+    name + suffix: words + suffix
+    for name, words in {
+        "timm": "timm's path",
+        "sdpa": "SDPA",
+        "tokens first": "products of [N, D] matrices",
+        "channels first": "products of [D, N] matrices",
+    }.items()
+    for suffix in ("", " compiled")
+}
 PASS_NAMES = {"forward": "fwd", "forward_backward": "fwd+bwd"}
 
 
 class Op(NamedTuple):
     """How an op's results are read."""
 
-    case: type[Case] | type[WindowCase] | type[HaloCase] | type[RoutingCase]
+    case: type[AnyCase]
     implementations: tuple[str, ...]  # in the table's order
     mine: tuple[str, ...]  # those of ours that are set against the peers
     peers: dict[str, str]  # what they are called in a sentence; the first one also gets a column
-    head: tuple[Case | WindowCase | HaloCase | RoutingCase, ...]  # the rows of the geometric mean
+    head: tuple[AnyCase, ...]  # the rows of the geometric mean
+    rivals: tuple[str, ...] = ()  # of which the fastest one is a peer by the name of "best", case by case
 
 
 OPS = {
@@ -66,11 +82,19 @@ OPS = {
         ("floor", "ours", "gather", "gather compiled", "select", "select compiled"),
         ("ours",),
         GATHERS,
-        BIFORMER,
+        BIFORMER + BIFORMER_512,
+    ),
+    "channel": Op(
+        ChannelCase,
+        ("floor", "ours", "best", *FORMS),
+        ("ours",),
+        {"best": "the fastest other form", **FORMS, "floor": "the floor"},
+        DAVIT + DAVIT_512,
+        tuple(FORMS),
     ),
 }
 
-Table = dict[Case | WindowCase | HaloCase | RoutingCase, dict[tuple[str, str], Mapping[str, str]]]
+Table = dict[AnyCase, dict[tuple[str, str], Mapping[str, str]]]
 
 
 def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: str | None = None) -> Table:
@@ -81,6 +105,11 @@ def by_case(rows: Iterable[Mapping[str, str]], op: str = "neighborhood", dtype: 
         if row["op"] == op and dtype in (None, row["dtype"]):
             numbers = {field.name: int(row[field.name]) for field in fields(case)}
             table.setdefault(case(**numbers), {})[row["implementation"], row["pass"]] = row
+    for cells in table.values():
+        for name in PASS_NAMES:
+            measured = [i for i in OPS[op].rivals if median_ms(cells, i, name)]
+            if measured:
+                cells["best", name] = cells[min(measured, key=lambda i: median_ms(cells, i, name)), name]
     known = [row for row in GROUPS[op]["all"] if row in table]
     return {row: table[row] for row in dict.fromkeys([*known, *table])}
 
@@ -134,6 +163,7 @@ def memory(table: Table, op: str) -> list[str]:
 def speedups(table: Table, op: str = "neighborhood") -> list[str]:
     """One line a peer, pass and input form: the geometric mean over the op's head rows, and the slowest row of all."""
     lines = []
+    rows = "B128 rows" if all(case.batch == 128 for case in OPS[op].head) else "rows"
     for peer, words in OPS[op].peers.items():
         for implementation in OPS[op].mine:
             for name, short in PASS_NAMES.items():
@@ -147,7 +177,7 @@ def speedups(table: Table, op: str = "neighborhood") -> list[str]:
                     mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x (least {min(head):.2f}x)"
                 lines.append(
                     f"{implementation}, {short}: {mean} as fast as {words} (geometric mean of {len(head)} of "
-                    f"{len(OPS[op].head)} B128 rows); "
+                    f"{len(OPS[op].head)} {rows}); "
                     f"slowest row {ratios[slowest]:.2f}x ({slowest.name})"
                 )
     first = next(iter(OPS[op].peers.values())).removesuffix("'s best")

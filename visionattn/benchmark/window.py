@@ -8,7 +8,6 @@ from timm.models.swin_transformer import SwinTransformerBlock, window_partition,
 from torch import Tensor, nn
 
 from visionattn.kernels.window import window_attention_packed
-from visionattn.layers.relative_bias import lay_out, relative_index, relative_inverse
 
 from .beside_timm import Side
 from .cases import WindowCase
@@ -26,7 +25,6 @@ class Inputs:
         batch, height, width, heads, dim = case.shape
         self.packed = draw(batch, height, width, 3, heads, dim).requires_grad_()
         self.table = draw((2 * case.window - 1) ** 2, heads).requires_grad_()
-        self.indices = [f((case.window, case.window), device) for f in (relative_index, relative_inverse)]
         self.grad = draw(*case.shape)
 
 
@@ -63,11 +61,12 @@ def timms(case: WindowCase, x: Inputs) -> Callable[[], Tensor]:
 
 
 def sides(case: WindowCase, device: torch.device, dtype: torch.dtype) -> dict[str, Side]:
-    """Our op with the table laid out for it, as the layer does, and without any bias; timm's path."""
+    """Our op with the table as the layer passes it, and without any bias; timm's path."""
     x = Inputs(case, device, dtype)
 
     def biased() -> Tensor:
-        return window_attention_packed(x.packed, case.window, case.shift, bias=lay_out(x.table, *x.indices))
+        table = x.table.t().unflatten(1, [2 * case.window - 1] * 2)
+        return window_attention_packed(x.packed, case.window, case.shift, bias=table)
 
     def plain() -> Tensor:
         return window_attention_packed(x.packed, case.window, case.shift)

@@ -1,14 +1,18 @@
 """Token mixers and the small parts that the backbones share; the only callers of :mod:`visionattn.kernels`."""
 
+from visionattn.layers.channel import ChannelAttention
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem
 from visionattn.layers.halo import HaloAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
+from visionattn.layers.position import ConvPositionEncoding
 from visionattn.layers.routing import GlobalAttention, RoutedAttention
 from visionattn.layers.transformer import TransformerBlock
 from visionattn.layers.window import WindowAttention
 
 __all__ = [
+    "ChannelAttention",
     "ConvDownsample",
+    "ConvPositionEncoding",
     "ConvStem",
     "GlobalAttention",
     "HaloAttention",

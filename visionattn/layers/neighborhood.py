@@ -8,6 +8,7 @@ from torch import nn
 
 from visionattn.kernels import neighborhood_attention_packed
 from visionattn.layers.attn_drop import warn_attn_drop
+from visionattn.layers.padding import crop, pad_to_least
 
 
 def clamp_neighborhood(size: int, kernel: int, dilation: int, stride: int) -> tuple[int, int, int]:
@@ -25,7 +26,7 @@ def clamp_neighborhood(size: int, kernel: int, dilation: int, stride: int) -> tu
     return kernel, dilation, min(stride, kernel)
 
 
-@register_notrace_module  # the clamping branches on sizes
+@register_notrace_module  # clamping and padding branch on sizes
 class NeighborhoodAttention(nn.Module):
     """Multi-head neighborhood attention over a map, dilated and strided (NAT, arXiv 2204.07143; DiNAT, arXiv
     2209.15001; generalized neighborhood attention, arXiv 2504.16922).
@@ -35,7 +36,9 @@ class NeighborhoodAttention(nn.Module):
     the window of their leader.
 
     The map may have any size: kernel, dilation and stride are fitted to it per axis (:func:`clamp_neighborhood`), and
-    a cut kernel uses the centre of the relative table.
+    a cut kernel uses the centre of the relative table. With ``pad_small`` the neighborhood stays, and the map is filled
+    up instead, to ``kernel_size * dilation`` per axis: zeros at the bottom and right before the projection, which take
+    part in the attention and are cut off afterwards. This is how NAT's and DiNAT's published weights were run.
 
     Args:
         dim: channels of the map, a multiple of ``num_heads``.
@@ -47,6 +50,7 @@ class NeighborhoodAttention(nn.Module):
         attn_drop: dropout of attention probabilities in training. No fused kernel does this: with a rate above 0,
             training gathers every window in plain PyTorch, and construction warns once.
         proj_drop: dropout after the output projection.
+        pad_small: fill up small maps instead of fitting the neighborhood to them.
 
     Shapes: [B, H, W, dim] -> [B, H, W, dim].
 
@@ -65,6 +69,7 @@ class NeighborhoodAttention(nn.Module):
         rel_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        pad_small: bool = False,
         device=None,
         dtype=None,
     ) -> None:
@@ -77,6 +82,7 @@ class NeighborhoodAttention(nn.Module):
         self.kernel_size = to_2tuple(kernel_size)
         self.dilation = to_2tuple(dilation)
         self.stride = to_2tuple(stride)
+        self.pad_small = pad_small
         for name in ("kernel_size", "dilation", "stride"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -104,20 +110,26 @@ class NeighborhoodAttention(nn.Module):
         return set() if self.rpb is None else {"rpb"}
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, kernel={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
+        said = f"num_heads={self.num_heads}, kernel={self.kernel_size}, dilation={self.dilation}, stride={self.stride}"
+        return f"{said}, pad_small={self.pad_small}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fitted = [
-            clamp_neighborhood(*axis) for axis in zip(x.shape[1:3], self.kernel_size, self.dilation, self.stride)
-        ]
-        kernel, dilation, stride = zip(*fitted)
-        bias = self._table(kernel)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        if self.training and self.attn_drop > 0:
-            x = _attend_dropping(qkv, fitted, bias, self.attn_drop)
+        height, width = x.shape[1:3]
+        axes = list(zip(self.kernel_size, self.dilation, self.stride))
+        if self.pad_small:
+            padded = pad_to_least(x, tuple(k * d for k, d, _ in axes))
         else:
-            x = neighborhood_attention_packed(qkv, kernel, dilation, stride, bias)
-        return self.proj_drop(self.proj(x.flatten(-2)))
+            padded = x
+            axes = [clamp_neighborhood(n, *axis) for n, axis in zip((height, width), axes)]
+        kernel, dilation, stride = zip(*axes)
+        bias = self._table(kernel)
+        qkv = self.qkv(padded).unflatten(-1, (3, self.num_heads, self.head_dim))
+        if self.training and self.attn_drop > 0:
+            out = _attend_dropping(qkv, axes, bias, self.attn_drop)
+        else:
+            out = neighborhood_attention_packed(qkv, kernel, dilation, stride, bias)
+        out = self.proj_drop(self.proj(out.flatten(-2)))
+        return out if padded is x else crop(out, height, width)
 
     def _table(self, kernel: tuple[int, int]) -> torch.Tensor | None:
         """The relative table, or its centre [num_heads, 2 * kernel_h - 1, 2 * kernel_w - 1] for a cut kernel."""
@@ -160,4 +172,3 @@ def _axis_windows(
     start = torch.minimum((leader - kernel // 2).clamp(min=0), length - kernel)
     seen = start[:, None] + torch.arange(kernel, device=device)
     return seen * dilation + group[:, None], seen - number[:, None] + kernel - 1
-

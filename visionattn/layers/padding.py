@@ -1,14 +1,31 @@
-"""Filling maps up to whole windows, and cutting them back."""
+"""Filling maps up to whole windows or to a least size, and cutting them back."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import pad
 
+from visionattn.kernels._tracing import exporting
+
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, H, W, C] with zeros at the bottom and right, so that ``size`` (rows, columns) divides H and W."""
-    rows, columns = -x.shape[1] % size[0], -x.shape[2] % size[1]
+    return _pad_end(x, -x.shape[1] % size[0], -x.shape[2] % size[1])
+
+
+def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[B, H, W, C] with zeros at the bottom and right, so that H and W are at least ``size`` (rows, columns)."""
+    return _pad_end(x, *(_shortfall(n, least) for n, least in zip(x.shape[1:3], size)))
+
+
+def _shortfall(n: int, least: int) -> int:
+    """What ``n`` lacks. An exported graph has to serve both cases; a compiled one may be tied to that of its size."""
+    if exporting():
+        return torch.sym_max(least - n, 0)
+    return least - n if n < least else 0
+
+
+def _pad_end(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     # a symbolic size is padded by a symbolic number, zero or not: asking which would tie a graph to the answer
     if isinstance(rows, int) and isinstance(columns, int) and not rows and not columns:
         return x

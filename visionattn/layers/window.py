@@ -11,7 +11,6 @@ from visionattn.kernels.window import reference
 from visionattn.kernels.window.geometry import make_geometry
 from visionattn.layers.attn_drop import warn_attn_drop
 from visionattn.layers.padding import crop, pad_to_multiple
-from visionattn.layers.relative_bias import lay_out, relative_index, relative_inverse
 
 
 @register_notrace_module  # padding and shift branch on sizes
@@ -31,8 +30,7 @@ class WindowAttention(nn.Module):
         shift: where the first window starts, an int or an (h, w) pair, 0 to ``window_size - 1``.
         qkv_bias: bias of the projection to queries, keys and values.
         rel_bias: whether there is a learned table of relative positions ``relative_position_bias_table``
-            [(2 * window_h - 1) * (2 * window_w - 1), num_heads] of displacements query minus key, see
-            :func:`~visionattn.layers.relative_bias.relative_index`.
+            [(2 * window_h - 1) * (2 * window_w - 1), num_heads] of displacements query minus key in reading order.
         attn_drop: dropout of attention probabilities in training. No fused kernel does this: with a rate above 0,
             training gathers every window in plain PyTorch, and construction warns once.
         proj_drop: dropout after the output projection.
@@ -81,14 +79,11 @@ class WindowAttention(nn.Module):
         self.shared_query = shared_query
 
         self.qkv = nn.Linear(dim, (2 if shared_query else 3) * dim, bias=qkv_bias, **dd)
-        table = index = inverse = None
+        table = None
         if rel_bias:
             window_h, window_w = self.window_size
             table = nn.Parameter(torch.empty((2 * window_h - 1) * (2 * window_w - 1), num_heads, **dd))
-            index, inverse = relative_index(self.window_size, device), relative_inverse(self.window_size, device)
         self.relative_position_bias_table = table
-        self.register_buffer("relative_position_index", index, persistent=False)
-        self.register_buffer("relative_position_inverse", inverse, persistent=False)
         self.attn_drop = attn_drop
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -97,12 +92,9 @@ class WindowAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the relative table anew and fills its indices; the projections belong to themselves."""
+        """Draws the relative table anew; the projections belong to themselves."""
         if self.relative_position_bias_table is not None:
             trunc_normal_(self.relative_position_bias_table, std=0.02)
-            device = self.relative_position_index.device
-            self.relative_position_index.copy_(relative_index(self.window_size, device))
-            self.relative_position_inverse.copy_(relative_inverse(self.window_size, device))
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that a decaying optimiser should leave alone: the table is a set of biases."""
@@ -123,8 +115,6 @@ class WindowAttention(nn.Module):
         shape = ((2 * window[0] - 1) * (2 * window[1] - 1), self.num_heads)
         resized = resize_rel_pos_bias_table(table.detach(), window, shape, old)
         self.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
-        self.relative_position_index = relative_index(window, table.device)
-        self.relative_position_inverse = relative_inverse(window, table.device)
 
     def forward(self, x: torch.Tensor, query: torch.Tensor | None = None) -> torch.Tensor:
         if (query is not None) != self.shared_query:
@@ -154,7 +144,6 @@ class WindowAttention(nn.Module):
         return window_attention_packed_kv(query, qkv, window, shift, self.partition, bias)
 
     def _bias(self) -> torch.Tensor | None:
-        """The table laid out for the pairs of a window, [num_heads, N, N]."""
-        if self.relative_position_bias_table is None:
-            return None
-        return lay_out(self.relative_position_bias_table, self.relative_position_index, self.relative_position_inverse)
+        """The table as the kernels read it, [num_heads, 2 * window_h - 1, 2 * window_w - 1]."""
+        table = self.relative_position_bias_table
+        return None if table is None else table.t().unflatten(1, [2 * n - 1 for n in self.window_size])

@@ -99,10 +99,12 @@ class Classification:
             images = images.contiguous(memory_format=torch.channels_last)  # as bytes, a quarter of the traffic
         return to_input(images), labels
 
-    def loss(self, model: nn.Module, batch: data.Batch) -> Tensor:
-        """Mean loss of one micro batch; draws its random numbers from the generators as they are."""
+    def loss(self, model: nn.Module, batch: data.Batch, step: int) -> Tensor:
+        """Mean loss of one micro batch of a step; draws its random numbers from the generators as they are."""
         images, labels = self.to_device(batch, self.train_input)
         if self.mix is not None:
+            mixed_epochs = self.config.total_epochs() - self.config.augment.mix_off_epochs
+            self.mix.mixup_enabled = step < mixed_epochs * self.steps_per_epoch
             images, labels = self.mix(images, labels)
         with self.accelerator.autocast():
             answers = self.teacher.answers(images) if self.teacher is not None else None

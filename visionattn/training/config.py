@@ -130,6 +130,8 @@ class AugmentConfig:
     """Probability that a batch is mixed, where mixup or cutmix is on."""
     mix_switch: float = 0.5
     """Probability of cutmix instead of mixup, where both are on."""
+    mix_off_epochs: int = 0
+    """How many epochs at the end see no mixed batches."""
     repeats: int = 1
     """How often an image comes in a batch, each time augmented anew; an epoch then takes fewer images."""
 
@@ -311,7 +313,8 @@ def validate(config: TrainConfig) -> None:
         "optim.accumulation": 1,
         "schedule.epochs": 1, "schedule.warmup_epochs": 0, "schedule.cooldown_epochs": 0, "run.eval_every": 1,
         "run.checkpoint_epochs": 1, "run.checkpoint_steps": 0, "run.log_steps": 1,
-        "augment.mixup": 0, "augment.cutmix": 0, "augment.color_jitter": 0, "optim.weight_decay": 0,
+        "augment.mixup": 0, "augment.cutmix": 0, "augment.mix_off_epochs": 0, "augment.color_jitter": 0,
+        "optim.weight_decay": 0,
         "schedule.min_lr": 0, "schedule.warmup_lr": 0, "augment.repeats": 1, "data.shuffle_buffer": 1,
     }  # fmt: skip
     probability = [
@@ -338,6 +341,10 @@ def validate(config: TrainConfig) -> None:
     _require(
         schedule.warmup_epochs < schedule.epochs, "schedule.warmup_epochs", schedule.warmup_epochs,
         f"below schedule.epochs = {schedule.epochs}",
+    )  # fmt: skip
+    _require(
+        config.augment.mix_off_epochs <= config.total_epochs(), "augment.mix_off_epochs", config.augment.mix_off_epochs,
+        f"at most all {config.total_epochs()} epochs",
     )  # fmt: skip
     _require(min(config.data.std) > 0, "data.std", config.data.std, "above 0 for every channel")
     if config.data.dataset not in ("shapes", "noise") and not config.data.root:

@@ -48,7 +48,7 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
     def batches(self, steps: int, start: int) -> Iterator[Any]: ...
-    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Tensor: ...
     def evaluate(self, model: nn.Module) -> dict[str, float]: ...
 
 
@@ -281,7 +281,7 @@ class Trainer:
             last = micro == parts - 1
             # gradients are averaged over the processes once a step
             with contextlib.nullcontext() if last else accelerator.no_sync(self.distributed):
-                loss = self.task.loss(self.model, batch) / parts
+                loss = self.task.loss(self.model, batch, self.step) / parts
                 accelerator.backward(loss)
             loss_sum += loss.detach()
         if self.captured_step is not None:

@@ -1,12 +1,13 @@
-"""Tables of relative positions, laid out as the biases that attention within windows takes."""
-
-from __future__ import annotations
+"""Tables of relative positions, laid out as one number for each pair of a window's positions."""
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
+from .._tracing import exporting
 
-def relative_index(window: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+
+def relative_index(window: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Entry of a table of relative positions for each pair of a window's positions, [N queries, N keys].
 
     The table lists the displacements query minus key in reading order, (2 h - 1) x (2 w - 1) of them (Swin's order).
@@ -18,7 +19,7 @@ def relative_index(window: tuple[int, int], device: torch.device | None = None) 
     return index.flatten(2).flatten(0, 1)
 
 
-def relative_inverse(window: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+def relative_inverse(window: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Pairs of each entry of the table, [(2 h - 1) * (2 w - 1), N]: the q-th is the pair of query q, q * N + key.
 
     Where a query has no key at that displacement it is N * N, one behind the last pair.
@@ -40,22 +41,21 @@ class _LayOut(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inverse)
-        return table.t()[:, index]
+    def forward(ctx, table: Tensor, window: tuple[int, int]) -> Tensor:
+        ctx.window = window
+        return table.flatten(1)[:, relative_index(window, table.device)]
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple:
-        (inverse,) = ctx.saved_tensors
-        return pad(grad.flatten(1), (0, 1))[:, inverse].sum(-1).t(), None, None
+    def backward(ctx, grad: Tensor) -> tuple:
+        inverse = relative_inverse(ctx.window, grad.device)
+        return pad(grad.flatten(1), (0, 1))[:, inverse].sum(-1).unflatten(1, [2 * n - 1 for n in ctx.window]), None
 
 
-def lay_out(table: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """A table [(2 h - 1) * (2 w - 1), heads] as a bias for all pairs of a window, [heads, N, N].
+def lay_out(table: Tensor, window: tuple[int, int]) -> Tensor:
+    """A table [heads, 2 h - 1, 2 w - 1] of displacements query minus key as a bias for all pairs, [heads, N, N].
 
-    ``index`` and ``inverse`` are :func:`relative_index` and :func:`relative_inverse` of the window. The gradient is
-    summed in a fixed order.
+    The gradient is summed in a fixed order.
     """
-    if torch.is_grad_enabled() and table.requires_grad and not torch.compiler.is_exporting():
-        return _LayOut.apply(table, index, inverse)
-    return table.t()[:, index]
+    if torch.is_grad_enabled() and table.requires_grad and not exporting():
+        return _LayOut.apply(table, window)
+    return table.flatten(1)[:, relative_index(window, table.device)]
