@@ -174,7 +174,7 @@ class Pyramid(nn.Module):
             if needs_reset and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not module.weight.is_meta:  # no numbers, yet torch takes its time
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
