@@ -106,7 +106,8 @@ def test_inductor_gives_the_eager_result(compiled_whole):
     torch.testing.assert_close(compiled, eager)
 
 
-@pytest.mark.parametrize("name", ["biformer_tiny", pytest.param("biformer_stl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["biformer_tiny", "biformer_stl"])
 def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(name, onnx_equal, tmp_path):
     # weights at a scale at which no two regions are nearly as good a choice
     model = _short(name, dims=(32,), depths=(1,), topk=(3,), num_heads=(1,)).eval()

@@ -61,7 +61,7 @@ def test_obeys_the_rule_for_every_head_dimension_and_dtype(d, size, topk, dtype,
     rule(function, drawn(2, *size, 2, d, d, None, fused), dtype, eager)
 
 
-@pytest.mark.parametrize("case", ["small", "repeats"])
+@pytest.mark.parametrize("case", ["small", pytest.param("repeats", marks=pytest.mark.slow)])
 def test_repeats_are_bitwise_equal(case, fused, drawn, routes_drawn, results):
     tensors, routes, regions, dtype = _drawn(case, fused, drawn, routes_drawn)
     tensors = {name: x.to(dtype) for name, x in tensors.items()}
@@ -103,7 +103,7 @@ def test_tokens_that_see_nothing_get_zeros(fused, poisoned, results):
     assert found["out"][:, :2, 2:].abs().sum(-1).all() and all(x.isfinite().all() for x in found.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.int32, pytest.param(torch.int64, marks=pytest.mark.slow)])
 def test_routes_of_either_width_and_any_strides(dtype, fused, poisoned, drawn, routes_drawn, results):
     tensors = {name: x.float() for name, x in drawn(1, 6, 6, 1, 16, 16, None, fused).items()}
     routes, grad = routes_drawn(1, (3, 3), 4, "any", fused), torch.randn(1, 6, 6, 1, 16, device=fused)
@@ -141,6 +141,17 @@ def test_any_strides_are_read_in_place_or_copied(fused, poisoned, routes_drawn, 
             assert torch.equal(value, expected[name]), name
     expanded = results(call, plain, torch.ones((), device=fused).expand(grad.shape))   # what out.sum().backward() sends
     assert all(x.isfinite().all() for x in expanded.values())
+
+
+def test_batch_equals_its_images_one_by_one(fused, routes_drawn, results):
+    qkv, grad = torch.randn(2, 4, 5, 3, 1, 16, device=fused), torch.randn(2, 4, 5, 1, 16, device=fused)
+    routes = routes_drawn(2, (2, 1), 2, "any", fused)
+    whole = results(lambda qkv: routed_attention_packed(qkv, routes, (2, 1)), {"qkv": qkv}, grad)
+    for i in range(2):
+        one = results(lambda qkv, r=routes[i:i + 1]: routed_attention_packed(qkv, r, (2, 1)), {"qkv": qkv[i:i + 1]},
+                      grad[i:i + 1])
+        assert torch.equal(one["out"], whole["out"][i:i + 1])
+        assert torch.equal(one["dqkv"], whole["dqkv"][i:i + 1])
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])

@@ -123,22 +123,45 @@ def test_memory_is_the_outputs_and_the_gradients():
     assert torch.cuda.max_memory_allocated() - before <= 4.5 * unit         # out, dqk, dv; lse, delta and lists
 
 
-def test_compiles_whole_with_inductor_and_dynamic_sizes(fresh_compiler):
-    def step(qk, v):
-        affinity = qk[:, :, :, 0].flatten(3).unflatten(1, (7, -1)).unflatten(3, (7, -1)).mean((2, 4)).flatten(1, 2)
-        routes = (affinity @ affinity.transpose(1, 2)).detach().topk(4).indices
-        return routed_attention_packed_qk(2 * qk, v, routes, 7).float().square().sum()
+def _layers_step(qk, v):
+    """What a layer does, its choice of regions included: of whole numbers, so that no rounding makes it another one."""
+    means = qk[:, :, :, 0].detach().float().sign().flatten(3).unflatten(1, (7, -1)).unflatten(3, (7, -1)).sum((2, 4))
+    means = means.flatten(1, 2)
+    affinity = 64 * (means @ means.transpose(1, 2)) + torch.arange(49, device=qk.device)    # no two are alike
+    routes = affinity.topk(4).indices
+    return routed_attention_packed_qk(2 * qk, v, routes, 7).float().square().sum()
 
-    compiled = torch.compile(step, fullgraph=True)
+
+def test_compiles_whole_with_inductor_and_dynamic_sizes(fresh_compiler):
+    compiled = torch.compile(_layers_step, fullgraph=True)
     for height in (14, 28, 21):
         qk, v = (torch.randn(4, height, 14, *more, 2, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
                  for more in ((2,), ()))
         found = torch.autograd.grad(compiled(qk, v), [qk, v])
-        expected = torch.autograd.grad(step(qk, v), [qk, v])
+        expected = torch.autograd.grad(_layers_step(qk, v), [qk, v])
         for x, y in zip(found, expected, strict=True):
             assert (x - y).norm() <= 1e-2 * y.norm()
     with torch.autocast("cuda", torch.bfloat16):
         assert compiled(qk.float(), v.float()).isfinite()
+
+
+def test_trains_under_the_cuda_graphs_of_torch_compile(fresh_compiler):
+    compiled = torch.compile(_layers_step, mode="reduce-overhead")
+    for _ in range(4):                                                      # warm-up, capture, replay
+        qk, v = (torch.randn(4, 14, 14, *more, 2, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+                 for more in ((2,), ()))
+        found = [x.clone() for x in torch.autograd.grad(compiled(qk, v), [qk, v])]
+        expected = torch.autograd.grad(_layers_step(qk, v), [qk, v])
+        for x, y in zip(found, expected, strict=True):
+            assert (x - y).norm() <= 1e-2 * y.norm()
+
+
+def test_runs_on_a_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    q = torch.randn(1, 8, 8, 1, 32, device="cuda:1", requires_grad=True)
+    routed_attention(q, q, q, torch.zeros(1, 4, 1, device="cuda:1", dtype=torch.long), 2).sum().backward()
+    assert q.grad.isfinite().all()
 
 
 def test_replays_in_a_cuda_graph():
