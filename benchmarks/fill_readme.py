@@ -132,7 +132,7 @@ def simulated(path: Path) -> str:
 def sizes() -> str:
     """The backbones: parameters, and multiply-accumulates of one 224x224 image, counted on the meta device."""
     lines = []
-    for name in timm.list_models(["gna_*", "nat_*", "dinat_*", "fused_*", "inline_*"]):
+    for name in timm.list_models(["gna_*", "nat_*", "dinat_*", "fused_*", "biformer_*", "inline_*"]):
         with torch.device("meta"):
             model = timm.create_model(name).eval()
             image = torch.empty(1, 3, 224, 224)

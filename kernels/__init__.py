@@ -9,6 +9,7 @@ from .channel import channel_attention, channel_attention_packed
 from .halo import halo_attention, halo_attention_packed_kv
 from .linear import linear_attention, linear_attention_packed
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
+from .routing import routed_attention, routed_attention_packed, routed_attention_packed_qk
 from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "linear_attention_packed",
     "neighborhood_attention",
     "neighborhood_attention_packed",
+    "routed_attention",
+    "routed_attention_packed",
+    "routed_attention_packed_qk",
     "window_attention",
     "window_attention_packed",
     "window_attention_packed_kv",

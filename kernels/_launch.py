@@ -13,7 +13,8 @@ from triton.compiler import ASTSource
 from . import _tape
 
 INTERPRETED = triton.knobs.runtime.interpret
-_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32",
+          torch.int64: "*i64"}  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _target: GPUTarget | None = None
 _compiled: list["Compiled"] = []

@@ -31,6 +31,7 @@ class Form(NamedTuple):
 SEPARATE = Form("", ("q", "k", "v"), lambda q, k, v: (q, k, v))
 PACKED = Form("_packed", ("qkv",), lambda qkv: qkv.unbind(3))           # [B, H, W, 3, heads, D]
 PACKED_KV = Form("_packed_kv", ("q", "kv"), lambda q, kv: (q, *kv.unbind(3)))   # kv [B, H, W, 2, heads, D]
+PACKED_QK = Form("_packed_qk", ("qk", "v"), lambda qk, v: (*qk.unbind(3), v))   # qk [B, H, W, 2, heads, D]
 HEADS_OF_KV = Form("_packed_kv", ("q", "kv"),                           # kv [B, H, W, heads, D + Dv]
                    lambda q, kv: (q, kv[..., :q.shape[-1]], kv[..., q.shape[-1]:]))
 

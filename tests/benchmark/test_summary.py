@@ -3,7 +3,7 @@
 import pytest
 
 from visionattn.benchmark import records, summary
-from visionattn.benchmark.cases import CLASSIFIER, DAVIT, HALONET50TS, INLINE, SWIN, WIDE
+from visionattn.benchmark.cases import BIFORMER, CLASSIFIER, DAVIT, HALONET50TS, INLINE, SWIN, WIDE
 
 
 @pytest.fixture
@@ -84,3 +84,13 @@ def test_channels_are_set_against_the_fastest_other_form_case_by_case(tmp_path):
     line = summary.speedups(table, "channel")[0]
     assert line.startswith("ours, fwd: 4.90x (least 4.00x) as fast as the fastest other form (geometric mean of 2 of 8")
     assert summary.render(table, "channel").splitlines()[1].endswith("6.00x / -")
+
+
+def test_memory_is_the_largest_share_of_each_peers_peak(tmp_path):
+    kept = records.Records(tmp_path / "c.csv", *records.KERNEL_RECORDS["routing"])
+    for case, ours in zip(BIFORMER[:2], (10, 30)):
+        for implementation, mib in (("ours", ours), ("gather", 100.0)):
+            name = {"pass": "forward_backward"}
+            kept.add(op="routing", **case.columns, implementation=implementation, **name, p50_ms=1.0, peak_mib=mib)
+    (line,) = summary.memory(summary.by_case(kept.rows.values(), "routing"), "routing")
+    assert line == f"ours, fwd+bwd: at most 0.30x the peak memory of gathering ({BIFORMER[1].name})"

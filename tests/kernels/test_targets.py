@@ -36,6 +36,9 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     elif op == "linear":
         from visionattn.kernels.linear import fused
         geometry, table = more, torch.zeros(1, 2, d, 3, 3)
+    elif op == "routing":
+        from visionattn.kernels.routing import fused, geometry
+        geometry, table = geometry.make_geometry(7), torch.zeros(1, 49, more[0], dtype=torch.long)
     elif op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
@@ -46,10 +49,10 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, 2 * side - 1, 2 * side - 1)
         if shared:
             q, dq = empty(side), empty(side)
-    table = table if bias or op == "halo" else None
+    table = table if bias or op in ("halo", "routing") else None
     with compile_only(capability) as compiled:
         out, lse = fused.forward(q, k, v, table, *rest, geometry, 1.0)
-        wanted = [bias] * (1 + len(rest))
+        wanted = [bias and op != "routing"] * (1 + len(rest))
         fused.backward(grad, q, k, v, table, *rest, out, lse, geometry, 1.0, dq, dk, dv, *wanted)
     found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
 print(json.dumps(found))
@@ -76,6 +79,7 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
+            "routing": [(14, 16), (35, 16), (56, 1), (30, 4)],
             "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
             "channel": [(14, 4096), (14, 100)],
             "linear": [(14, 14, 14)]}[op]
@@ -85,18 +89,20 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
 @pytest.mark.parametrize("op, capability", [
     *(("neighborhood", capability) for capability in SHARED),
     *(pytest.param(op, capability, marks=[pytest.mark.slow] * (capability in (89, 100))) for op in ("window", "halo")
-      for capability in SHARED)])
+      for capability in SHARED),
+    *(pytest.param("routing", capability, marks=pytest.mark.slow) for capability in SHARED)])
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
-def test_the_models_kernels_over_all_tokens_fit():
+def test_the_models_kernels_over_all_tokens_and_of_routes_fit():
     ops = [("channel", capability) for capability in SHARED] + [("linear", 90)]
-    _compile([_cases(*op, 32, "bfloat16", (True,))[0] for op in ops])
+    routing = _cases("routing", 120, 32, "bfloat16", (False,))[2]               # the largest tiles on the smallest card
+    _compile([routing, *(_cases(*op, 32, "bfloat16", (True,))[0] for op in ops)])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel", "linear"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing", "channel", "linear"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)

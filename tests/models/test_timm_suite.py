@@ -31,7 +31,7 @@ FULL = {
     "test_model_backward_fx",
     "test_prune_intermediate_layers_contract",
 }  # not TorchScript, which torch has deprecated
-SMALLEST = ["gna_nano", "fused_davit_tiny"]  # one a family
+SMALLEST = ["gna_nano", "fused_davit_tiny", "biformer_tiny"]  # one a family
 SMALLEST += ["fused_swin_tiny", "fused_maxvit_tiny", "fused_gcvit_xxtiny", "fused_halonet_h0"]
 SMALLEST += ["nat_mini", "dinat_s_tiny"]  # DiNAT is NAT but for its dilations
 SMALLEST += ["inline_pvt_tiny", "inline_deit_tiny"]  # and of the group that timm calls non-standard
@@ -41,6 +41,7 @@ ALL += [f"fused_{family}_{size}" for family in ("swin", "maxvit", "davit") for s
 ALL += [f"{family}_{size}" for family in ("nat", "dinat") for size in ("mini", "tiny", "small", "base")]
 ALL += ["dinat_large", *(f"dinat_s_{size}" for size in ("tiny", "small", "base", "large"))]
 ALL += [f"fused_gcvit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base")]
+ALL += [f"biformer_{size}" for size in ("tiny", "small", "base", "stl")]
 ALL += [f"fused_halonet_h{n}" for n in range(8)] + ["fused_halonet26t", "fused_halonet50ts"]
 ALL += [f"inline_{host}_{size}" for host in ("swin", "cswin", "deit") for size in ("tiny", "small", "base")]
 ALL += [f"inline_pvt_{size}" for size in ("tiny", "small", "medium", "large")]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_LINEAR, TINY_WINDOWS
+from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_LINEAR, TINY_ROUTES, TINY_WINDOWS
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -45,6 +45,11 @@ def window_csv(tmp_path_factory):
 @pytest.fixture(scope="module")
 def halo_csv(tmp_path_factory):
     return _beside_timm("halo", tmp_path_factory.mktemp("halo"))
+
+
+@pytest.fixture(scope="module")
+def routing_csv(tmp_path_factory):
+    return _beside_timm("routing", tmp_path_factory.mktemp("routing"))
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,21 @@ def test_halo_csv_has_every_measurement_and_timms_layer_gives_the_same(halo_csv)
     assert notes == {"from timm: output 0.00%, gradients 0.00%"}
 
 
+def test_routing_csv_has_every_measurement_and_gathering_gives_the_same(routing_csv):
+    rows = lines(routing_csv)
+    assert tuple(rows[0]) == records.ROUTING_COLUMNS
+    found = {(row["topk"], row["regions"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.topk), str(case.regions), i, p)
+        for case in TINY_ROUTES
+        for i in ("floor", "ours", "gather", "select")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] in ("gather", "select")}
+    assert notes == {f"from {peer}: output 0.00%, gradients 0.00%" for peer in ("gather", "select")}
+
+
 def test_simulator_csv_has_the_bounds_and_the_measured_speedup_of_every_setting(simulator_csv, capsys):
     rows = lines(simulator_csv)
     assert tuple(rows[0]) == records.SIMULATOR_COLUMNS
@@ -217,7 +237,7 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-PLOTTED = ("kernels", "window", "halo", "channel", "linear", "models", "simulator")
+PLOTTED = ("kernels", "window", "halo", "routing", "channel", "linear", "models", "simulator")
 
 
 def test_plot_draws_a_picture_of_each_kind(request, tmp_path):

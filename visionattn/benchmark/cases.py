@@ -155,7 +155,27 @@ class LinearCase(_OnMap):
         return max(maps * elements * element_bytes / bytes_per_ms, products / flops_per_ms)
 
 
-AnyCase = Case | WindowCase | HaloCase | ChannelCase | LinearCase
+@dataclass(frozen=True)
+class RoutingCase(_OnMap):
+    """One routed attention problem: ``[batch, height, width, heads, dim]`` inputs, regions an axis, routes a region."""
+
+    op: ClassVar[str] = "routing"
+    topk: int
+    regions: int = 7
+
+    @property
+    def name(self) -> str:
+        regions = f" of {self.regions}x{self.regions}" if self.regions != 7 else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} top{self.topk}{regions}"
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take."""
+        rows = self.batch * self.height * self.width * self.heads
+        seen = self.topk * self.height * self.width // self.regions**2
+        return _floor_ms(rows, rows, seen, self.dim, self.dim, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
+AnyCase = Case | WindowCase | HaloCase | ChannelCase | LinearCase | RoutingCase
 
 
 def _floor_ms(
@@ -290,6 +310,18 @@ INLINE_512 = (
     LinearCase(64, 32, 32, 12, 32),
 )
 TINY_LINEAR = (LinearCase(2, 7, 7, 2, 8), LinearCase(1, 5, 6, 2, 16, 1))
+# The routed stages of BiFormer-T and -S at 224x224 and batch 128, and at 512x512 (padded) and batch 64.
+BIFORMER = (
+    RoutingCase(128, 56, 56, 2, 32, 1),
+    RoutingCase(128, 28, 28, 4, 32, 4),
+    RoutingCase(128, 14, 14, 8, 32, 16),
+)
+BIFORMER_512 = (
+    RoutingCase(64, 133, 133, 2, 32, 1),
+    RoutingCase(64, 70, 70, 4, 32, 4),
+    RoutingCase(64, 35, 35, 8, 32, 16),
+)
+TINY_ROUTES = (RoutingCase(2, 7, 14, 2, 8, 4), RoutingCase(1, 8, 12, 2, 16, 2, 2))
 
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
@@ -319,10 +351,16 @@ LINEAR_GROUPS: dict[str, tuple[LinearCase, ...]] = {
     "classifier": INLINE,
     "tiny": TINY_LINEAR,
 }
+ROUTING_GROUPS: dict[str, tuple[RoutingCase, ...]] = {
+    "all": BIFORMER + BIFORMER_512,
+    "classifier": BIFORMER,
+    "tiny": TINY_ROUTES,
+}
 GROUPS = {
     "neighborhood": NEIGHBORHOOD_GROUPS,
     "window": WINDOW_GROUPS,
     "halo": HALO_GROUPS,
     "channel": CHANNEL_GROUPS,
     "linear": LINEAR_GROUPS,
+    "routing": ROUTING_GROUPS,
 }

@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(GROUPS),
         default="neighborhood",
         help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, channel beside it and "
-        "other eager forms, linear beside an eager form (default: %(default)s)",
+        "other eager forms, linear beside an eager form, routing beside gathering (default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
     )
     kernels.add_argument(
-        "--no-compiled", dest="compiled", action="store_false", help="skip timm's path and its like under torch.compile"
+        "--no-compiled", dest="compiled", action="store_false", help="skip the peers' paths under torch.compile"
     )
 
     kernels.add_argument(
@@ -169,13 +169,16 @@ def _kernels(args: argparse.Namespace) -> None:
 
         neighborhood.run(*common, args.first_calls, args.prepare, _say)
     else:
-        from . import beside_timm, channel, halo, linear, window
+        from . import beside_timm, channel, halo, linear, routing, window
 
-        module = {"window": window, "halo": halo, "channel": channel, "linear": linear}[args.op]
+        module = {"window": window, "halo": halo, "channel": channel, "linear": linear, "routing": routing}[args.op]
         beside_timm.run(module.sides, *common, args.compiled, _say)
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}
-    _say("\n".join(["", summary.render(table, args.op), *summary.speedups(table, args.op), f"written: {path}"]))
+    said = [summary.render(table, args.op), *summary.speedups(table, args.op)]
+    if args.op != "neighborhood":
+        said += summary.memory(table, args.op)
+    _say("\n".join(["", *said, f"written: {path}"]))
 
 
 def _simulator(args: argparse.Namespace) -> None:

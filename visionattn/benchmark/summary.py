@@ -6,6 +6,8 @@ from dataclasses import fields
 from typing import NamedTuple
 
 from .cases import (
+    BIFORMER,
+    BIFORMER_512,
     CLASSIFIER,
     DAVIT,
     DAVIT_512,
@@ -19,10 +21,18 @@ from .cases import (
     ChannelCase,
     HaloCase,
     LinearCase,
+    RoutingCase,
     WindowCase,
 )
 
 TIMMS = {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"}
+GATHERS = {
+    "gather": "gathering",
+    "gather compiled": "gathering compiled",
+    "select": "selecting with SDPA",
+    "select compiled": "selecting with SDPA compiled",
+    "floor": "the floor",
+}
 FORMS = {
     name + suffix: words + suffix
     for name, words in {
@@ -68,6 +78,13 @@ OPS = {
         ("ours",),
         TIMMS,
         HALONET50TS + H1,
+    ),
+    "routing": Op(
+        RoutingCase,
+        ("floor", "ours", "gather", "gather compiled", "select", "select compiled"),
+        ("ours",),
+        GATHERS,
+        BIFORMER + BIFORMER_512,
     ),
     "channel": Op(
         ChannelCase,
@@ -135,6 +152,21 @@ def ratio(
     """How many times as long the peer takes; None unless both were measured."""
     mine, theirs = median_ms(cells, implementation, name), median_ms(cells, peer, name)
     return theirs / mine if mine and theirs else None
+
+
+def memory(table: Table, op: str) -> list[str]:
+    """One line a peer whose memory was measured: how much of its peak ours takes, forward and backward."""
+    lines = []
+    for peer, words in OPS[op].peers.items():
+        shares = {}
+        for case, cells in table.items():
+            ours, theirs = (cells.get((i, "forward_backward"), {}).get("peak_mib") for i in ("ours", peer))
+            if ours and theirs and float(theirs):
+                shares[case] = float(ours) / float(theirs)
+        if shares:
+            most = max(shares, key=lambda case: shares[case])
+            lines.append(f"ours, fwd+bwd: at most {shares[most]:.2f}x the peak memory of {words} ({most.name})")
+    return lines
 
 
 def speedups(table: Table, op: str = "neighborhood") -> list[str]:

@@ -6,6 +6,7 @@ from visionattn.layers.halo import HaloAttention
 from visionattn.layers.linear import LinearAttention
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.position import ConvPositionEncoding
+from visionattn.layers.routing import GlobalAttention, RoutedAttention
 from visionattn.layers.stripes import CrossShapedAttention
 from visionattn.layers.transformer import TransformerBlock
 from visionattn.layers.window import WindowAttention
@@ -16,11 +17,13 @@ __all__ = [
     "ConvPositionEncoding",
     "ConvStem",
     "CrossShapedAttention",
+    "GlobalAttention",
     "HaloAttention",
     "LinearAttention",
     "NeighborhoodAttention",
     "PatchMerging",
     "PatchStem",
+    "RoutedAttention",
     "TransformerBlock",
     "WindowAttention",
 ]

@@ -1,6 +1,7 @@
 """The backbones. Importing this package registers every variant with timm."""
 
 from visionattn.models import (
+    biformer,
     davit,
     gcvit,
     gna,
@@ -13,6 +14,7 @@ from visionattn.models import (
     nat,
     swin,
 )
+from visionattn.models.biformer import BiFormer
 from visionattn.models.davit import DaVit
 from visionattn.models.gcvit import GcVit
 from visionattn.models.gna import Gna
@@ -26,7 +28,7 @@ from visionattn.models.nat import Nat
 from visionattn.models.pyramid import Pyramid
 from visionattn.models.swin import Swin
 
-__all__ = ["DaVit", "GcVit", "Gna", "HaloNet", "InlineCswin", "InlineDeit", "InlinePvt", "InlineSwin", "MaxVit", "Nat"]
-__all__ += ["Pyramid", "Swin"]
-__all__ += ["davit", "gcvit", "gna", "halonet", "inline_cswin", "inline_deit", "inline_pvt", "inline_swin", "maxvit"]
-__all__ += ["nat", "swin"]
+__all__ = ["BiFormer", "DaVit", "GcVit", "Gna", "HaloNet", "InlineCswin", "InlineDeit", "InlinePvt", "InlineSwin"]
+__all__ += ["MaxVit", "Nat", "Pyramid", "Swin"]
+__all__ += ["biformer", "davit", "gcvit", "gna", "halonet", "inline_cswin", "inline_deit", "inline_pvt", "inline_swin"]
+__all__ += ["maxvit", "nat", "swin"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class InlineDeit(nn.Module):
                 mlp_ratio,
                 proj_drop=proj_drop_rate,
                 drop_path=rate,
-                norm_eps=1e-6,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
                 **dd,
             )
             for rate in calculate_drop_path_rates(drop_path_rate, depth)

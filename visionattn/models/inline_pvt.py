@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from timm.layers import register_notrace_module, to_2tuple, trunc_normal_
@@ -118,7 +119,7 @@ class InlinePvt(Pyramid):
                 mlp_ratios[site.stage],
                 proj_drop=proj_drop_rate,
                 drop_path=site.drop_path,
-                norm_eps=1e-6,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
                 **dd,
             )
 
