@@ -48,6 +48,7 @@ class AttentionOp(NamedTuple):
     fused: str                       # module with unsupported, forward and backward; imported when first needed
     shapes: Callable[..., tuple]     # (q, k, v, ...) -> (shape of out, shape of lse)
     pairs: Callable[..., int]        # (shapes of q, v, extras, parameters) -> how many (query, key) pairs attend
+    guest: str | None = None         # module of another library's implementation: NAME, refuses, loses
     products: tuple = ((1, 1), (3, 2))  # forward and backward: over all pairs, of q's and of v's head dimension
 
 

@@ -29,6 +29,10 @@ CASES = [
          lambda q, kv: kernels.window_attention_packed_kv(q, kv, 2)),
     Case("halo_attention_packed_kv", ((1, 2, 2, 1, 16), (1, 2, 2, 1, 32), (7, 16), (7, 16)),
          lambda q, kv, rel_h, rel_w: kernels.halo_attention_packed_kv(q, kv, 2, 1, rel_h, rel_w)),
+    Case("linear_attention_packed", ((1, 2, 2, 3, 1, 16), (1, 1, 16, 3, 3)),
+         lambda qkv, residual: kernels.linear_attention_packed(qkv, residual)),
+    Case("routed_attention_packed", ((1, 2, 4, 3, 1, 16),),
+         lambda qkv: kernels.routed_attention_packed(qkv, torch.tensor([[[1], [0]]], device=qkv.device), (1, 2))),
     Case("channel_attention_packed", ((1, 2, 2, 48),), lambda qkv: kernels.channel_attention_packed(qkv, 1)),
 ]
 
