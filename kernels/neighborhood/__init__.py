@@ -114,7 +114,7 @@ def neighborhood_attention(
     Returns [batch, height, width, heads, head_dim_v], contiguous, in q's dtype. Sums and softmax are in float32.
     Differentiable in q, k, v and bias; twice and more through the reference. Deterministic.
 
-    Raises ValueError or TypeError for arguments outside of this, among them maps smaller than kernel_size * dilation, and
+    Raises ValueError or TypeError for arguments outside of this, such as a map smaller than kernel_size * dilation, and
     for a `backend` that cannot take the call.
 
     Source: Hassani et al., "Neighborhood Attention Transformer", CVPR 2023; Hassani and Shi, "Dilated Neighborhood
