@@ -132,14 +132,15 @@ def simulated(path: Path) -> str:
 def sizes() -> str:
     """The backbones: parameters, and multiply-accumulates of one 224x224 image, counted on the meta device."""
     lines = []
-    for name in timm.list_models(["gna_*", "nat_*", "dinat_*", "fused_*", "vsa_*"]):
+    for name in timm.list_models(["gna_*", "nat_*", "dinat_*", "fused_*", "biformer_*", "inline_*", "vsa_*"]):
         with torch.device("meta"):
             model = timm.create_model(name).eval()
             image = torch.empty(1, 3, 224, 224)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(image)
         parameters = sum(p.numel() for p in model.parameters())
-        dims = "-".join(str(info["num_chs"]) for info in model.feature_info)
+        dims = [str(info["num_chs"]) for info in model.feature_info]
+        dims = "-".join(dims if len(set(dims)) > 1 else dims[:1])  # a plain transformer's blocks all have the same
         family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         lines.append(
             (

@@ -7,7 +7,9 @@ if __name__ == "kernels":
 from ._dispatch import explain
 from .channel import channel_attention, channel_attention_packed
 from .halo import halo_attention, halo_attention_packed_kv
+from .linear import linear_attention, linear_attention_packed
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
+from .routing import routed_attention, routed_attention_packed, routed_attention_packed_qk
 from .varied_window import varied_window_attention, varied_window_attention_packed
 from .window import window_attention, window_attention_packed, window_attention_packed_kv
 
@@ -17,8 +19,13 @@ __all__ = [
     "explain",
     "halo_attention",
     "halo_attention_packed_kv",
+    "linear_attention",
+    "linear_attention_packed",
     "neighborhood_attention",
     "neighborhood_attention_packed",
+    "routed_attention",
+    "routed_attention_packed",
+    "routed_attention_packed_qk",
     "varied_window_attention",
     "varied_window_attention_packed",
     "window_attention",

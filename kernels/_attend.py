@@ -19,10 +19,14 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
 
 Where these are not enough an op may bring more (None otherwise):
 
+``LIST(p_bias, table, b, g, P) -> g``
+    more of ``g``, read from memory once a tile: where image b's list of what the tile sees begins, and how long it is.
+    Boxes are then rows of single listed things, chunks (1 x CW) lie in one, and the i of places in the box is a scalar;
 ``KEY(i, j, g, P) -> (y, x)``
     the place of a key, where queries and keys are counted in spaces of their own;
 ``QUERY_AT(y, x, g, P) -> bool``, ``KEY_AT`` likewise
-    whether there is one at a place. A key that is not there is one of zeros, and takes weight;
+    whether there is one at a place. A key that is not there is one of zeros and takes weight, unless it is masked, as
+    all of these are where MASK is None;
 ``RELATE(p_bias, table, b_q, q_i, q_j, o_q, ok, P, BD, PRECISION, UPCAST) -> (b_r, b_c)``
     two blocks [queries, E] in q's dtype: what each query adds to the logits of keys of each row and each column.
     ``p_bias`` and ``table`` mean what the op wants, ``o_q`` counts the queries of the batch;
@@ -73,11 +77,13 @@ def _next_chunk(c_i, c_j, i_lo, i_hi, CH: tl.constexpr, CW: tl.constexpr):
 
 @triton.jit
 def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, g, MASK: tl.constexpr,
-            BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+            there, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
             FTZ: tl.constexpr):  # fmt: skip
     """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add."""
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-    ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
+    ok = there
+    if MASK is not None:
+        ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
     if HAS_BIAS:
         b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P), count, FTZ))
     return tl.where(ok, b_s, MASKED)
@@ -109,6 +115,15 @@ def _key_place(i, j, g, PLACE: tl.constexpr, KEY: tl.constexpr, P: tl.constexpr)
 
 
 @triton.jit
+def _row(c_i, i, LIST: tl.constexpr):
+    """The rows of a chunk as index maps get them."""
+    if LIST is None:
+        return i
+    else:
+        return c_i
+
+
+@triton.jit
 def _unit(scale, HAS_BIAS: tl.constexpr):
     """What turns :func:`_scores` into base-2 logits; positive, so that it commutes with the maximum."""
     if HAS_BIAS:
@@ -126,13 +141,15 @@ def attend_forward(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None,
 ):  # fmt: skip
     """out = softmax(scale q k^T + bias) v and the log2-sum-exp of a tile of queries. Strides count ALIGN elements."""
     head, t, b = _program(tiles, heads)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
         return
+    if LIST is not None:
+        g = LIST(p_bias, table, b, g, P)
     p_q += (b * q_b + head * q_h) * ALIGN
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN
@@ -159,13 +176,13 @@ def attend_forward(
         k_i = c_i + o_n // CW
         k_j = c_j + o_n % CW
         m_k = (k_i < i_hi) & (k_j < j_hi)
-        ky, kx = _key_place(k_i, k_j, g, PLACE, KEY, P)
+        ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
         m_k = _there(ky, kx, m_k, g, KEY_AT, P)
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
         if RELATE is None:
             b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                          n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+                          n_i, n_j, g, MASK, m_k[None, :], BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
         else:
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -178,7 +195,10 @@ def attend_forward(
         b_m = b_m_new
         c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
 
-    b_l = tl.where(m_q, b_l, 1.0)
+    if LIST is None:
+        b_l = tl.where(m_q, b_l, 1.0)
+    else:  # a list may be empty: a query that sees nothing gets zeros
+        b_l = tl.where(m_q & (b_l > 0), b_l, 1.0)
     o_x = heads * DV
     p_out += b * height * width * o_x + head * DV
     store_rows(p_out, width.to(tl.int64) * o_x, o_x, y, x, m_q, b_o / b_l[:, None], DV, BDV)
@@ -196,7 +216,7 @@ def attend_backward_q(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     EXACT_DELTA: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None, LIST: tl.constexpr = None,
 ):  # fmt: skip
     """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
 
@@ -207,6 +227,8 @@ def attend_backward_q(
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
         return
+    if LIST is not None:
+        g = LIST(p_bias, table, b, g, P)
     p_q += (b * q_b + head * q_h) * ALIGN
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN
@@ -248,13 +270,14 @@ def attend_backward_q(
             k_i = c_i + o_n // CW
             k_j = c_j + o_n % CW
             m_k = (k_i < i_hi) & (k_j < j_hi)
-            ky, kx = _key_place(k_i, k_j, g, PLACE, KEY, P)
+            ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
             m_k = _there(ky, kx, m_k, g, KEY_AT, P)
             b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
             b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
             if RELATE is None:
                 b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
-                              k_j[None, :], n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
+                              k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, P, HAS_BIAS, PRECISION,
+                              FTZ)  # fmt: skip
             else:
                 b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
                 b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -272,7 +295,10 @@ def attend_backward_q(
                     b_dc = tl.dot(b_ds.to(b_w.dtype), b_w, b_dc, input_precision=PRECISION)
             c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
         if EXACT_DELTA and step == 0:
-            b_delta /= tl.where(m_q, b_total, 1.0)
+            if LIST is None:
+                b_delta /= tl.where(m_q, b_total, 1.0)
+            else:
+                b_delta /= tl.where(m_q & (b_total > 0), b_total, 1.0)
 
     tl.store(p_delta + o_row, b_delta, mask=m_q)
     if RELATE is None:
@@ -292,13 +318,15 @@ def attend_backward_kv(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None,
 ):  # fmt: skip
     """dk and dv of a tile of keys: walks the queries that see it, the inverse neighborhood; nothing is scattered."""
     head, t, b = _program(tiles, heads)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
         return
+    if LIST is not None:
+        g = LIST(p_bias, table, b, g, P)
     p_q += (b * q_b + head * q_h) * ALIGN
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN
@@ -327,17 +355,18 @@ def attend_backward_kv(
         q_i = c_i + o_n // CW
         q_j = c_j + o_n % CW
         m_q = (q_i < i_hi) & (q_j < j_hi)
-        qy, qx = PLACE(q_i, q_j, g, P)
+        qy, qx = PLACE(_row(c_i, q_i, LIST), q_j, g, P)
         m_q = _there(qy, qx, m_q, g, QUERY_AT, P)
         o_q = o_image + (qy * width + qx)
-        own_y, own_x = OWN(q_i, q_j, g, P)
+        own_y, own_x = OWN(_row(c_i, q_i, LIST), q_j, g, P)
         b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BN, BD]
         b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
         b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
         if RELATE is None:
             b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
-                          n_i, n_j, g, MASK, BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys BM, queries BN]
+                          n_i, n_j, g, MASK, m_k[:, None], BIAS, P, HAS_BIAS, PRECISION,
+                          FTZ)  # fmt: skip  # [keys BM, queries BN]
         else:
             b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)

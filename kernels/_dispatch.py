@@ -73,6 +73,11 @@ def _warn_once(name: str, reason: str) -> None:
                   RuntimeWarning, stacklevel=2)
 
 
+def may_fuse(q: Tensor) -> bool:
+    """Whether tensors where q lies may go to the fused kernels at all."""
+    return q.is_cuda or _interpreting
+
+
 def takes_fused(op: "AttentionOp", q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> bool:
     """Whether the fused kernels run. Warns once a reason where a GPU has to run the reference."""
     device = q.device.type
@@ -117,6 +122,17 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     from ._register import FUNCTIONS
     if op not in FUNCTIONS:
         raise ValueError(f"op must be one of {', '.join(sorted(FUNCTIONS))}, got {op!r}")
+    found = FUNCTIONS[op].op
     q, k, v, *rest = FUNCTIONS[op].resolve(*args, **kwargs)
-    verdicts = (Verdict("fused (triton)", fused_refuses(FUNCTIONS[op].op, q, k, v, *rest)), Verdict("reference", None))
-    return Explanation(op, next(v.implementation for v in verdicts if v.reason is None), verdicts)
+    verdicts = [Verdict("fused (triton)", fused_refuses(found, q, k, v, *rest)), Verdict("reference", None)]
+    chosen = None
+    if found.guest is not None:
+        guest, tensors = load(found.guest), (q, k, v, *rest[:-1])
+        chosen = guest.chosen(kwargs.get("backend"), *tensors)
+        reason = guest.refuses(*tensors)
+        if reason is None and chosen != guest.NAME:
+            reason = guest.loses(*tensors)
+        verdicts.insert(1, Verdict(guest.NAME, reason))
+    runs = next((v for v in verdicts if chosen and v.implementation.startswith(chosen)), None)
+    runs = runs or next(v for v in verdicts if v.reason is None)
+    return Explanation(op, runs.implementation, tuple(verdicts))

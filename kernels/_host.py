@@ -7,7 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-INTERPRETED = triton.knobs.runtime.interpret
+from ._launch import INTERPRETED
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -48,9 +49,17 @@ def contiguous_rows(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
+def tokens(t: Tensor) -> Tensor:
+    """[B, H, W, heads, D] -> [B, N, heads, D]; a view, unless the last dimension or rows of the map lie apart."""
+    return contiguous_rows(t.flatten(1, 2))
+
+
 def strides(*tensors: Tensor) -> tuple[list[int], int]:
-    """(batch, row, column, head) strides of each tensor in units of ``align`` elements, and ``align``."""
-    flat = [s for t in tensors for s in t.stride()[:4]]
+    """All strides of each tensor but the last, 1, in units of ``align`` elements, and ``align``.
+
+    Of a map they are (batch, row, column, head), of its :func:`tokens` (batch, token, head).
+    """
+    flat = [s for t in tensors for s in t.stride()[:-1]]
     align = math.gcd(8, *flat)
     return [s // align for s in flat], align
 

@@ -1,7 +1,8 @@
 """How kernels are launched, and how they are compiled for a card that is not there."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+from . import _tape
+
+INTERPRETED = triton.knobs.runtime.interpret
+_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32",
+          torch.int64: "*i64"}  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _target: GPUTarget | None = None
 _compiled: list["Compiled"] = []
@@ -41,16 +46,30 @@ def launch(kernel: triton.JITFunction, programs: int, constants: dict, *args: ob
     if _target is not None:
         _compiled.append(_compile(kernel, args, constants))
         return
+    recorder = _tape.recorder()
+    if recorder is None:
+        _launch(kernel, programs, constants, args)
+        return
+    with recorder.aside():  # what a launch does with tensors is its own business
+        again, rest = _launch(kernel, programs, constants, args)
+    recorder.launched(again, args, rest)
+
+
+def _launch(kernel: triton.JITFunction, programs: int, constants: dict, args: tuple) -> tuple[Callable | None, list]:
+    """Returns what launches the same again, None where that depends on the tensors, and its further arguments."""
     key = (id(constants), torch.cuda.current_device()) if _plain(args) else None
     found = _ready.get(key)
     if found is None:
         compiled = kernel[(programs,)](*args, **constants)
-        if key is not None:
-            rest = list(_constexprs(kernel, constants).values())
-            _ready[key] = compiled, rest, constants  # holding the dict keeps its id from being given away
-    else:
-        compiled, rest, _ = found
-        compiled[(programs, 1, 1)](*args, *rest)
+        if key is None:
+            return (functools.partial(kernel[(programs,)], **constants) if INTERPRETED else None), []
+        rest = list(_constexprs(kernel, constants).values())
+        _ready[key] = compiled, rest, constants  # holding the dict keeps its id from being given away
+        return compiled[(programs, 1, 1)], rest
+    compiled, rest, _ = found
+    again = compiled[(programs, 1, 1)]
+    again(*args, *rest)
+    return again, rest
 
 
 def _constexprs(kernel: triton.JITFunction, constants: dict) -> dict:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _dispatch
+from . import _dispatch, _tape
 
 LIBRARY = torch.library.Library("visionattn", "FRAGMENT")
 FUNCTIONS: dict[str, "Function"] = {}  # by the name of the public function
@@ -31,6 +31,7 @@ class Form(NamedTuple):
 SEPARATE = Form("", ("q", "k", "v"), lambda q, k, v: (q, k, v))
 PACKED = Form("_packed", ("qkv",), lambda qkv: qkv.unbind(3))           # [B, H, W, 3, heads, D]
 PACKED_KV = Form("_packed_kv", ("q", "kv"), lambda q, kv: (q, *kv.unbind(3)))   # kv [B, H, W, 2, heads, D]
+PACKED_QK = Form("_packed_qk", ("qk", "v"), lambda qk, v: (*qk.unbind(3), v))   # qk [B, H, W, 2, heads, D]
 HEADS_OF_KV = Form("_packed_kv", ("q", "kv"),                           # kv [B, H, W, heads, D + Dv]
                    lambda q, kv: (q, kv[..., :q.shape[-1]], kv[..., q.shape[-1]:]))
 
@@ -47,6 +48,7 @@ class AttentionOp(NamedTuple):
     fused: str                       # module with unsupported, forward and backward; imported when first needed
     shapes: Callable[..., tuple]     # (q, k, v, ...) -> (shape of out, shape of lse)
     pairs: Callable[..., int]        # (shapes of q, v, extras, parameters) -> how many (query, key) pairs attend
+    guest: str | None = None         # module of another library's implementation: NAME, refuses, loses
     products: tuple = ((1, 1), (3, 2))  # forward and backward: over all pairs, of q's and of v's head dimension
 
 
@@ -56,6 +58,7 @@ class Function(NamedTuple):
     op: AttentionOp
     arguments: Callable[..., tuple]  # the public function's arguments -> the torch operator's
     form: Form
+    tapes: tuple[_tape.Tapes, _tape.Tapes]  # of the forward and the backward operator
 
     def resolve(self, *args: Any, **kwargs: Any) -> tuple:
         """A public call's arguments as the op's functions take them: q, k, v, extras, parameters. Checks them."""
@@ -72,10 +75,12 @@ def lse_shape(q: Tensor) -> tuple[int, ...]:
     return (batch, heads, height, width, 2) if q.dtype == torch.float32 else (batch, heads, height, width)
 
 
-def _plain(tensor: Tensor) -> bool:
-    """Whether nothing watches or stands in for this tensor, so that an operator's kernel may be called directly."""
-    return (type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type != "meta"
-            and torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None)
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing watches or stands in for these tensors, so that an operator's kernel may be called directly."""
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type == "meta"):
+            return False
+    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _on_device(function: Callable, q: Tensor, *args: Any) -> Any:
@@ -104,11 +109,9 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
 
     # The two functional operators.
 
-    def fused_forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return _on_device(_dispatch.load(op.fused).forward, *args)
-
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return fused_forward(*form.split(*args[:n]), *args[n:m], *op.prepare(*args[m:]))
+        run = _dispatch.load(op.fused).forward
+        return _on_device(run, *form.split(*args[:n]), *args[n:m], *op.prepare(*args[m:]))
 
     def forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
         q, k, v = form.split(*args[:n])
@@ -135,10 +138,20 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
         return returned((*empty_gradients(*args), *(x.new_empty(x.shape) if want else args[0].new_empty(0)
                                                     for x, want in zip(args[n + 1:m + 1], args[-1], strict=True))))
 
+    # The same, remembered: what follows from shapes, strides and parameters is worked out once.
+
+    forward_tapes, backward_tapes = _tape.Tapes(forward), _tape.Tapes(backward)
+
+    def remembered_forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return forward_tapes.run(forward_tapes.key(args[:m], args[m:]), args[:m], args[m:])
+
+    def remembered_backward(*args: Any) -> Any:
+        return backward_tapes.run(backward_tapes.key(args[:m + 3], args[m + 3:]), args[:m + 3], args[m + 3:])
+
     # Autograd on a GPU.
 
-    def attend(ctx: Any, direct: tuple | None, *args: Any) -> Tensor:
-        out, lse = forward_operator(*args) if direct is None else fused_forward(*direct)
+    def attend(ctx: Any, key: tuple | None, *args: Any) -> Tensor:
+        out, lse = forward_operator(*args) if key is None else forward_tapes.run(key, args[:m], args[m:])
         ctx.save_for_backward(*args[:m], out, lse)
         ctx.parameters = args[m:]
         return out
@@ -153,7 +166,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
                                              create_graph=True))
             grads = [next(found) if need else None for need in needs[:m]]
         else:
-            run = backward if _plain(grad_out) else backward_operator
+            run = remembered_backward if _plain(grad_out) else backward_operator
             grads = run(grad_out, *given, out, lse, *ctx.parameters, list(needs[n:m]))
             grads = grads if isinstance(grads, tuple) else (grads,)
             grads = [x if need else None for x, need in zip(grads, needs)]
@@ -167,17 +180,18 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
 
     def composite(*args: Any) -> Tensor:
         graph = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:m])
-        parameters = op.prepare(*args[m:])
-        with torch._C._AutoDispatchBelowAutograd():      # looking at the arguments is no part of the graph
-            q, k, v = form.split(*args[:n])
-            op.check(q, k, v, *args[n:m], *parameters)
-            fused = _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
-        if not fused:
-            return op.reference(*form.split(*args[:n]), *args[n:m], *parameters)
-        direct = (q, k, v, *args[n:m], *parameters) if _plain(q) else None
+        key = forward_tapes.key(args[:m], args[m:]) if _dispatch.may_fuse(args[0]) and _plain(*args[:m]) else None
+        if key is None or key not in forward_tapes:
+            parameters = op.prepare(*args[m:])
+            with torch._C._AutoDispatchBelowAutograd():      # looking at the arguments is no part of the graph
+                q, k, v = form.split(*args[:n])
+                op.check(q, k, v, *args[n:m], *parameters)
+                fused = _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
+            if not fused:
+                return op.reference(*form.split(*args[:n]), *args[n:m], *parameters)
         if graph:
-            return function.apply(direct, *args)
-        return forward_operator(*args)[0] if direct is None else fused_forward(*direct)[0]
+            return function.apply(key, *args)
+        return forward_operator(*args)[0] if key is None else forward_tapes.run(key, args[:m], args[m:])[0]
 
     def autocast(device: str, *args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
@@ -190,7 +204,8 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     LIBRARY.impl(name, composite, "CompositeImplicitAutograd")
     LIBRARY.impl(name, functools.partial(autocast, "cuda"), "AutocastCUDA")
     LIBRARY.impl(name, functools.partial(autocast, "cpu"), "AutocastCPU")
-    for part, kernel, fake in (("_forward", forward, forward_fake), ("_backward", backward, backward_fake)):
+    for part, kernel, fake in (("_forward", remembered_forward, forward_fake),
+                               ("_backward", remembered_backward, backward_fake)):
         for device in ("CUDA", "CPU"):                  # CPU: under Triton's interpreter
             LIBRARY.impl(name + part, kernel, device)
         torch.library.register_fake(f"visionattn::{name}{part}", fake, lib=LIBRARY)
@@ -217,5 +232,5 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             return operator(*args)
         return composite(*args)      # what the operator would do, without the dispatcher's round through C++ and back
 
-    FUNCTIONS[name] = Function(op, arguments, form)
+    FUNCTIONS[name] = Function(op, arguments, form, (forward_tapes, backward_tapes))
     return call

@@ -1,6 +1,8 @@
 """What all tests share: skips that say why, and Triton's interpreter where there is no GPU."""
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -45,6 +47,38 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"),
                         (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+@pytest.fixture(scope="session")
+def brisk_interpreter() -> Iterator[None]:
+    """Triton's interpreter prepares the language once a launch, and not for each call of a function from a kernel too.
+
+    That is half of its time. What a launch has prepared lasts until the end of this launch.
+    """
+    if HAS_GPU or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+    prepare, prepared = interpreter._patch_lang, set()
+
+    class Launch(NamedTuple):
+        scope: object
+
+        def restore(self) -> None:
+            prepared.clear()
+            self.scope.restore()
+
+    def prepare_once(function: Callable) -> Launch | None:      # calls from a kernel make no use of what it returns
+        names = tuple(x is language for x in function.__globals__.values() if x is language or x is language.core)
+        if names in prepared:
+            return None
+        prepared.add(names)
+        return Launch(prepare(function))
+
+    interpreter._patch_lang = prepare_once
+    yield
+    interpreter._patch_lang = prepare
 
 
 @pytest.fixture(autouse=True)

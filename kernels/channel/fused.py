@@ -5,7 +5,6 @@ each other; out and its gradient are contiguous. The float32 weights [B, groups,
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import torch
@@ -34,8 +33,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     weights = torch.empty(batch, groups, dim, dim, device=q.device, dtype=torch.float32)
     if out.numel() == 0:
         return out, weights
-    q, k, v = (_tokens(x) for x in (q, k, v))
-    strides, align = _strides(q, k, v)
+    q, k, v = (host.tokens(x) for x in (q, k, v))
+    strides, align = host.strides(q, k, v)
     plan = _plan(dim, q.dtype, align, host.tf32())
     _run(FORWARD, plan.forward, (q, k, v, out, weights), strides, weights.shape, height * width, scale)
     return out, weights
@@ -49,8 +48,8 @@ def backward(
     batch, height, width, groups, dim = q.shape
     if out.numel() == 0:
         return ()
-    q, k, v, dq, dk, dv = (_tokens(x) for x in (q, k, v, dq, dk, dv))
-    strides, align = _strides(q, k, v, dq, dk, dv)
+    q, k, v, dq, dk, dv = (host.tokens(x) for x in (q, k, v, dq, dk, dv))
+    strides, align = host.strides(q, k, v, dq, dk, dv)
     plan = _plan(dim, q.dtype, align, host.tf32())
     tensors = (q, k, v, grad_out.contiguous(), weights, dq, dk, dv)
     _run(BACKWARD, plan.backward, tensors, strides, weights.shape, height * width, scale)
@@ -109,15 +108,3 @@ class _Plan:
 
 
 _plan = functools.lru_cache(maxsize=1024)(_Plan)
-
-
-def _tokens(t: Tensor) -> Tensor:
-    """[B, H, W, groups, D] -> [B, N, groups, D]; a view, unless the last dimension or rows lie apart."""
-    return host.contiguous_rows(t).flatten(1, 2)
-
-
-def _strides(*tensors: Tensor) -> tuple[list[int], int]:
-    """(image, token, group) strides of each tensor in units of ``align`` elements, and ``align``."""
-    flat = [s for t in tensors for s in t.stride()[:3]]
-    align = math.gcd(8, *flat)
-    return [s // align for s in flat], align

@@ -1,10 +1,13 @@
 """Neighborhood attention on 2-D maps, dilated and strided: NA, DiNA and GNA. README.md has the maths."""
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from .._arguments import check_bias, check_heads, logit_scale, remembered
-from .._register import PACKED, SEPARATE, AttentionOp, lse_shape, register
-from . import reference
+from .._dispatch import fused_refuses
+from .._register import PACKED, SEPARATE, AttentionOp, Form, lse_shape, register
+from . import natten, reference
 from .geometry import Geometry, make_geometry
 
 
@@ -37,20 +40,22 @@ _OP = AttentionOp(
     name="neighborhood_attention", extras=("bias",),
     parameters="int[2] kernel_size, int[2] dilation, int[2] stride, float scale",
     prepare=_prepare, check=_check, reference=reference.neighborhood_attention, fused=f"{__name__}.fused",
-    shapes=_shapes, pairs=_pairs)
+    shapes=_shapes, pairs=_pairs, guest=f"{__name__}.natten")
 
 
 _geometry = remembered(make_geometry)
 
 
 def _arguments(q: Tensor, k: Tensor, v: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
-               stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
+               stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None,
+               backend: str | None = None) -> tuple:
     return q, k, v, bias, *_geometry(kernel_size, dilation, stride), logit_scale(q, scale)
 
 
 def _arguments_packed(
         qkv: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
-        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> tuple:
+        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None,
+        backend: str | None = None) -> tuple:
     if qkv.ndim != 6 or qkv.shape[3] != 3:
         raise ValueError(f"qkv must be [batch, height, width, 3, heads, head_dim], got shape {list(qkv.shape)}")
     return qkv, bias, *_geometry(kernel_size, dilation, stride), logit_scale(qkv, scale)
@@ -60,9 +65,32 @@ _separate = register(_OP, SEPARATE, _arguments)
 _packed = register(_OP, PACKED, _arguments_packed)
 
 
+def _call(form: Form, usual: Callable[..., Tensor], backend: str | None, arguments: tuple) -> Tensor:
+    """By the implementation that is asked for, or else the first that can."""
+    if not natten.wanted(backend):
+        return usual(*arguments)
+    n = len(form.tensors)
+    bias, parameters = arguments[n], arguments[n + 1:]
+    geometry, scale = _prepare(*parameters)
+    q, k, v = form.split(*arguments[:n])
+    found = natten.chosen(backend, q, k, v, bias, geometry)
+    if found is None:
+        return usual(*arguments)
+    _check(q, k, v, bias, geometry, scale)
+    if found == "natten":
+        return natten.attend(q, k, v, geometry, scale)
+    if found == "reference":
+        return reference.neighborhood_attention(q, k, v, bias, geometry, scale)
+    reason = fused_refuses(_OP, q, k, v, bias, geometry, scale)
+    if reason is not None and backend is not None:
+        raise ValueError(f"backend 'fused' cannot take this call: {reason}")
+    return usual(*arguments)
+
+
 def neighborhood_attention(
         q: Tensor, k: Tensor, v: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
-        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None,
+        backend: str | None = None) -> Tensor:
     """Each position attends to a window of positions around it: softmax(scale * q k^T + bias) v over that window.
 
     A position's window holds `kernel_size` positions an axis, `dilation` apart, and is centred on it; at the map's
@@ -79,24 +107,29 @@ def neighborhood_attention(
         bias: [heads, 2 * kernel_h - 1, 2 * kernel_w - 1], added to the logits at (key - query) / dilation +
             kernel_size - 1 an axis; in float32 or q's dtype. Not scaled.
         scale: of the logits; head_dim ** -0.5 unless given.
+        backend: "fused", "reference" or "natten", an installed NATTEN's kernels, whose gradients are not always
+            deterministic; None takes the first that can, NATTEN only where it was measured faster. The environment
+            variable VISIONATTN_NEIGHBORHOOD_BACKEND, read at import, asks for one wherever it can be had.
 
     Returns [batch, height, width, heads, head_dim_v], contiguous, in q's dtype. Sums and softmax are in float32.
     Differentiable in q, k, v and bias; twice and more through the reference. Deterministic.
 
-    Raises ValueError or TypeError for arguments outside of this, maps smaller than kernel_size * dilation among them.
+    Raises ValueError or TypeError for arguments outside of this, such as a map smaller than kernel_size * dilation, and
+    for a `backend` that cannot take the call.
 
     Source: Hassani et al., "Neighborhood Attention Transformer", CVPR 2023; Hassani and Shi, "Dilated Neighborhood
     Attention Transformer", 2022; Hassani et al., "Generalized Neighborhood Attention", 2025.
     """
     if has_torch_function((q, k, v, bias)):          # proxies of torch.fx and the like
         return handle_torch_function(neighborhood_attention, (q, k, v, bias), q, k, v, kernel_size, dilation, stride,
-                                     bias, scale)
-    return _separate(*_arguments(q, k, v, kernel_size, dilation, stride, bias, scale))
+                                     bias, scale, backend)
+    return _call(SEPARATE, _separate, backend, _arguments(q, k, v, kernel_size, dilation, stride, bias, scale))
 
 
 def neighborhood_attention_packed(
         qkv: Tensor, kernel_size: int | tuple[int, int], dilation: int | tuple[int, int] = 1,
-        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+        stride: int | tuple[int, int] = 1, bias: Tensor | None = None, scale: float | None = None,
+        backend: str | None = None) -> Tensor:
     """`neighborhood_attention` of `qkv` [batch, height, width, 3, heads, head_dim], packed as one projection writes it.
 
     Reads q, k and v in place and returns one packed gradient: no copy forward or backward. All else as in
@@ -104,8 +137,8 @@ def neighborhood_attention_packed(
     """
     if has_torch_function((qkv, bias)):
         return handle_torch_function(neighborhood_attention_packed, (qkv, bias), qkv, kernel_size, dilation, stride,
-                                     bias, scale)
-    return _packed(*_arguments_packed(qkv, kernel_size, dilation, stride, bias, scale))
+                                     bias, scale, backend)
+    return _call(PACKED, _packed, backend, _arguments_packed(qkv, kernel_size, dilation, stride, bias, scale))
 
 
 __all__ = ["neighborhood_attention", "neighborhood_attention_packed"]

@@ -3,15 +3,19 @@
 import pytest
 
 from visionattn.benchmark.cases import (
+    BIFORMER,
     CLASSIFIER,
     DAVIT,
     GROUPS,
     HALONET50TS,
+    INLINE,
     SWIN,
     VSA,
     Case,
     ChannelCase,
     HaloCase,
+    LinearCase,
+    RoutingCase,
     VariedCase,
     WindowCase,
 )
@@ -24,6 +28,8 @@ def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert GROUPS["halo"]["all"][:3] == HALONET50TS
     assert GROUPS["channel"]["all"][:4] == DAVIT
     assert GROUPS["varied_window"]["all"][:4] == VSA
+    assert GROUPS["linear"]["all"][: len(INLINE)] == INLINE
+    assert GROUPS["routing"]["all"][:3] == BIFORMER
 
 
 NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
@@ -43,6 +49,9 @@ def test_names_are_unique_and_say_dilation_and_stride():
     assert VariedCase(1, 8, 8, 1, 8, 4, 3).name == "B1 8x8 h1 d8 w4 spread 3"
     assert HaloCase(1, 8, 8, 1, 8, 8, 4, 1).name == "B1 8x8 h1 d8 b4 halo 1"
     assert HaloCase(1, 8, 8, 1, 8, 20, 4, 1, 2).name == "B1 8x8 h1 d8/20 b4 halo 1 stride 2"
+    assert LinearCase(1, 8, 8, 1, 8, 1).name == "B1 8x8 h1 d8 1 before"
+    assert RoutingCase(1, 8, 8, 1, 8, 2).name == "B1 8x8 h1 d8 top2"
+    assert RoutingCase(1, 8, 8, 1, 8, 2, 4).name == "B1 8x8 h1 d8 top2 of 4x4"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
 
 
@@ -83,3 +92,21 @@ def test_floor_of_varied_windows_is_that_of_windows():
     case, plain = VariedCase(2, 8, 12, 3, 16, 4), WindowCase(2, 8, 12, 3, 16, 4)
     for rates in ((1000.0, unlimited), (unlimited, 1000.0)):
         assert case.floor_ms(2, *rates, backward=True) == plain.floor_ms(2, *rates, backward=True) > 0
+
+
+def test_floor_of_linear_attention_grows_with_the_tokens_alone():
+    case = LinearCase(2, 10, 20, 3, 16)
+    elements = 2 * 10 * 20 * 3 * 16
+    unlimited = float("inf")
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(4 * elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(11 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(elements * (4 * 16 + 18) / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(3 * elements * (4 * 16 + 18) / 1000)
+    assert LinearCase(2, 10, 20, 3, 16, 1).shape == (2, 1, 201, 3, 16)
+
+
+def test_floor_of_routing_counts_the_tokens_of_the_chosen_regions():
+    case, unlimited = RoutingCase(2, 14, 28, 3, 16, 4), float("inf")
+    elements = 2 * 14 * 28 * 3 * 16
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(12 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * 2 * elements * (4 * 2 * 4))

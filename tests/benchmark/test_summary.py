@@ -3,7 +3,7 @@
 import pytest
 
 from visionattn.benchmark import records, summary
-from visionattn.benchmark.cases import CLASSIFIER, DAVIT, HALONET50TS, SWIN, WIDE
+from visionattn.benchmark.cases import BIFORMER, CLASSIFIER, DAVIT, HALONET50TS, INLINE, SWIN, WIDE
 
 
 @pytest.fixture
@@ -57,11 +57,14 @@ def test_dtypes_are_not_mixed(kept):
     assert not summary.by_case(kept.rows.values(), dtype="bfloat16")
 
 
-@pytest.mark.parametrize("op, cases", [("window", SWIN[:2]), ("halo", HALONET50TS[:2])])
-def test_windows_and_halos_are_set_against_timms_path_and_the_floor(op, cases, tmp_path):
+@pytest.mark.parametrize(
+    "op, peer, cases",
+    [("window", "timm", SWIN[:2]), ("halo", "timm", HALONET50TS[:2]), ("linear", "eager", INLINE[:2])],
+)
+def test_ops_are_set_against_their_one_peer_and_the_floor(op, peer, cases, tmp_path):
     kept = records.Records(tmp_path / "b.csv", *records.KERNEL_RECORDS[op])
     for case, ms in zip(cases, (1.0, 4.0)):
-        for implementation, factor in (("floor", 0.5), ("ours", 1.0), ("timm", 9.0), ("timm compiled", 3.0)):
+        for implementation, factor in (("floor", 0.5), ("ours", 1.0), (peer, 9.0), (f"{peer} compiled", 3.0)):
             kept.add(op=op, **case.columns, implementation=implementation, **{"pass": "forward"}, p50_ms=ms * factor)
     table = summary.by_case(kept.rows.values(), op)
     assert list(table) == list(cases)
@@ -81,3 +84,13 @@ def test_channels_are_set_against_the_fastest_other_form_case_by_case(tmp_path):
     line = summary.speedups(table, "channel")[0]
     assert line.startswith("ours, fwd: 4.90x (least 4.00x) as fast as the fastest other form (geometric mean of 2 of 8")
     assert summary.render(table, "channel").splitlines()[1].endswith("6.00x / -")
+
+
+def test_memory_is_the_largest_share_of_each_peers_peak(tmp_path):
+    kept = records.Records(tmp_path / "c.csv", *records.KERNEL_RECORDS["routing"])
+    for case, ours in zip(BIFORMER[:2], (10, 30)):
+        for implementation, mib in (("ours", ours), ("gather", 100.0)):
+            name = {"pass": "forward_backward"}
+            kept.add(op="routing", **case.columns, implementation=implementation, **name, p50_ms=1.0, peak_mib=mib)
+    (line,) = summary.memory(summary.by_case(kept.rows.values(), "routing"), "routing")
+    assert line == f"ours, fwd+bwd: at most 0.30x the peak memory of gathering ({BIFORMER[1].name})"

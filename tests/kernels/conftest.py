@@ -251,7 +251,7 @@ def interpreter_cannot() -> str | None:
 
 
 @pytest.fixture
-def fused(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def fused(device: str, brisk_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The device on which the fused kernels run: the GPU, or else the CPU under Triton's interpreter."""
     if device == "cuda":
         yield device

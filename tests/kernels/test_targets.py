@@ -33,6 +33,12 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         table, *rest = (torch.zeros(2 * w - 1, d) for w in geometry.window)
         if more[2] > 1:
             q, dq, grad = (empty(-(-size // more[2])) for _ in range(3))
+    elif op == "linear":
+        from visionattn.kernels.linear import fused
+        geometry, table = more, torch.zeros(1, 2, d, 3, 3)
+    elif op == "routing":
+        from visionattn.kernels.routing import fused, geometry
+        geometry, table = geometry.make_geometry(7), torch.zeros(1, 49, more[0], dtype=torch.long)
     elif op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
@@ -43,10 +49,10 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         geometry, table = geometry.make_geometry(side, shift, partition), torch.zeros(2, 2 * side - 1, 2 * side - 1)
         if shared:
             q, dq = empty(side), empty(side)
-    table = table if bias or op == "halo" else None
+    table = table if bias or op in ("halo", "routing") else None
     with compile_only(capability) as compiled:
         out, lse = fused.forward(q, k, v, table, *rest, geometry, 1.0)
-        wanted = [bias] * (1 + len(rest))
+        wanted = [bias and op != "routing"] * (1 + len(rest))
         fused.backward(grad, q, k, v, table, *rest, out, lse, geometry, 1.0, dq, dk, dv, *wanted)
     found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
 print(json.dumps(found))
@@ -60,7 +66,7 @@ def _compile(cases: list[tuple]) -> None:
                           env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout)
-    assert len({(case[0], case[6]) for case in found}) >= 2 * len({case[0] for case in cases})
+    assert len({(case[0], case[3], case[6]) for case in found}) >= 2 * len({(case[0], case[3]) for case in cases})
     for capability, *case, shared, spills in found:
         assert shared <= SHARED[capability] * 1024, (capability, case, shared)
         if case[1] != "float32" and case[0] <= 128:     # float32 and 256 are for completeness: no tile would hold them
@@ -73,25 +79,30 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
+            "routing": [(14, 16), (35, 16), (56, 1), (30, 4)],
             "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
-            "channel": [(14, 4096), (14, 100)]}[op]
+            "channel": [(14, 4096), (14, 100)],
+            "linear": [(14, 14, 14)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
 
 @pytest.mark.parametrize("op, capability", [
     *(("neighborhood", capability) for capability in SHARED),
     *(pytest.param(op, capability, marks=[pytest.mark.slow] * (capability in (89, 100))) for op in ("window", "halo")
-      for capability in SHARED)])
+      for capability in SHARED),
+    *(pytest.param("routing", capability, marks=pytest.mark.slow) for capability in SHARED)])
 def test_the_models_kernels_fit(capability, op):
     _compile(_cases(op, capability, 32, "bfloat16", (True,))[:3])
 
 
-def test_the_models_channel_kernels_fit():
-    _compile([_cases("channel", capability, 32, "bfloat16", (False,))[0] for capability in SHARED])
+def test_the_models_kernels_over_all_tokens_and_of_routes_fit():
+    ops = [("channel", capability) for capability in SHARED] + [("linear", 90)]
+    routing = _cases("routing", 120, 32, "bfloat16", (False,))[2]               # the largest tiles on the smallest card
+    _compile([routing, *(_cases(*op, 32, "bfloat16", (True,))[0] for op in ops)])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "channel"])
+@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing", "channel", "linear"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)

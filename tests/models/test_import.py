@@ -27,7 +27,7 @@ def test_import_registers_the_models_fetches_nothing_and_loads_no_tool():
     script = SCRIPT.replace("import visionattn\n", "heavy = set(sys.modules)\nimport visionattn\n", 1)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     said = json.loads(done.stdout.splitlines()[-1])
-    assert {"gna_nano", "gna_base", "nat_tiny", "dinat_large", "dinat_s_tiny"} <= set(said["new"])
+    assert {"gna_nano", "gna_base", "nat_tiny", "dinat_s_tiny", "inline_deit_tiny"} <= set(said["new"])
     assert said["lost"] == [], "a name that timm owns was registered again"
     assert said["heavy"] == []
     assert said["version"]

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from visionattn.benchmark import records
-from visionattn.benchmark.cases import TINY, TINY_CHANNELS, TINY_HALOS, TINY_VARIED, TINY_WINDOWS
+from visionattn.benchmark.cases import (
+    TINY,
+    TINY_CHANNELS,
+    TINY_HALOS,
+    TINY_LINEAR,
+    TINY_ROUTES,
+    TINY_VARIED,
+    TINY_WINDOWS,
+)
 from visionattn.benchmark.cli import main
 from visionattn.training.shapes import Shapes
 
@@ -48,6 +56,11 @@ def halo_csv(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def routing_csv(tmp_path_factory):
+    return _beside_timm("routing", tmp_path_factory.mktemp("routing"))
+
+
+@pytest.fixture(scope="module")
 def simulator_csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("simulator") / "cpu_simulator.csv"
     argv = ["simulator", "--device", "cpu", "--rows", "tiny", "--dtype", "float32", "--rep", "1", "--out", str(path)]
@@ -63,6 +76,11 @@ def channel_csv(tmp_path_factory):
 @pytest.fixture(scope="module")
 def varied_window_csv(tmp_path_factory):
     return _beside_timm("varied_window", tmp_path_factory.mktemp("varied_window"))
+
+
+@pytest.fixture(scope="module")
+def linear_csv(tmp_path_factory):
+    return _beside_timm("linear", tmp_path_factory.mktemp("linear"))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +107,22 @@ def test_kernels_csv_has_every_column_and_every_measurement(kernels_csv):
             assert not row["p50_ms"] and "GPU" in row["note"]
         else:
             assert float(row["p50_ms"]) > 0 and not row["note"], row
+
+
+def test_linear_csv_has_every_measurement_and_eager_pytorch_gives_the_same(linear_csv):
+    rows = lines(linear_csv)
+    assert tuple(rows[0]) == records.LINEAR_COLUMNS
+    found = {(row["height"], row["before"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.height), str(case.before), i, p)
+        for case in TINY_LINEAR
+        for i in ("floor", "ours", "ours plain", "eager", "eager plain")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    peers = ("eager", "eager plain")
+    notes = {row["note"] for row in rows if row["implementation"] in peers}
+    assert notes == {f"from {peer}: output 0.00%, gradients 0.00%" for peer in peers}
 
 
 def test_window_csv_has_every_measurement_and_timms_path_gives_the_same(window_csv):
@@ -119,6 +153,21 @@ def test_halo_csv_has_every_measurement_and_timms_layer_gives_the_same(halo_csv)
     assert all(float(row["p50_ms"]) > 0 for row in rows)
     notes = {row["note"] for row in rows if row["implementation"] == "timm"}
     assert notes == {"from timm: output 0.00%, gradients 0.00%"}
+
+
+def test_routing_csv_has_every_measurement_and_gathering_gives_the_same(routing_csv):
+    rows = lines(routing_csv)
+    assert tuple(rows[0]) == records.ROUTING_COLUMNS
+    found = {(row["topk"], row["regions"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.topk), str(case.regions), i, p)
+        for case in TINY_ROUTES
+        for i in ("floor", "ours", "gather", "select")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] in ("gather", "select")}
+    assert notes == {f"from {peer}: output 0.00%, gradients 0.00%" for peer in ("gather", "select")}
 
 
 def test_simulator_csv_has_the_bounds_and_the_measured_speedup_of_every_setting(simulator_csv, capsys):
@@ -217,7 +266,7 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-PLOTTED = ("kernels", "window", "halo", "channel", "varied_window", "models", "simulator")
+PLOTTED = ("kernels", "window", "halo", "routing", "channel", "linear", "varied_window", "models", "simulator")
 
 
 def test_plot_draws_a_picture_of_each_kind(request, tmp_path):

@@ -53,18 +53,22 @@ def agreement(ours: Side, peer: Side, name: str) -> str:
 
 
 def measure_case(m: Measurement, sides: dict[str, Side], compiled: bool) -> None:
-    """Adds every line of one case but the floor: all of ``sides``, of which "ours" and those not ours must agree."""
+    """Adds every line of one case but the floor: all of ``sides``, of which "ours" and those not ours must agree.
+
+    A peer that leaves out what the op may add ends in "plain", agrees with "ours plain" and is not compiled.
+    """
     peers = [name for name in sides if not name.startswith("ours")]
     for implementation, side in sides.items():
         note = None
         if implementation in peers:
+            own = "ours plain" if implementation.endswith(" plain") else "ours"
             try:
-                note = agreement(sides["ours"], side, implementation)
+                note = agreement(sides[own], side, implementation)
             except Exception as error:
                 note = f"not compared: {type(error).__name__}"
         for name, fn in passes(*side[:3]).items():
             m.call(implementation, name, fn, note=note)
-    for peer in peers if compiled else ():
+    for peer in (name for name in peers if compiled and not name.endswith(" plain")):
         torch._dynamo.reset()
         step, leaves, grad, _ = sides[peer]
         for name, fn in passes(torch.compile(step, dynamic=False), leaves, grad).items():

@@ -5,15 +5,30 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class Case:
-    """One neighborhood attention problem: ``[batch, height, width, heads, dim]`` inputs and a square neighborhood."""
+class _OnMap:
+    """What every problem has: a map of each image, heads on it and their dimension."""
 
-    op: ClassVar[str] = "neighborhood"
     batch: int
     height: int
     width: int
     heads: int
     dim: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.heads, self.dim
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The case in the records' columns."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Case(_OnMap):
+    """One neighborhood attention problem: ``[batch, height, width, heads, dim]`` inputs and a square neighborhood."""
+
+    op: ClassVar[str] = "neighborhood"
     kernel: int
     dilation: int = 1
     stride: int = 1
@@ -27,15 +42,6 @@ class Case:
             parts.append(f"stride {self.stride}")
         return " ".join(parts)
 
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
-
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take."""
         keys = min(self.kernel, self.height) * min(self.kernel, self.width)
@@ -44,15 +50,10 @@ class Case:
 
 
 @dataclass(frozen=True)
-class WindowCase:
+class WindowCase(_OnMap):
     """One window attention problem: ``[batch, height, width, heads, dim]`` inputs, square windows and their shift."""
 
     op: ClassVar[str] = "window"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     window: int
     shift: int = 0
 
@@ -61,15 +62,6 @@ class WindowCase:
         shift = f" shift {self.shift}" if self.shift else ""
         return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} w{self.window}{shift}"
 
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
-
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take; every window counts as a whole one."""
         rows, keys = self.batch * self.height * self.width * self.heads, self.window**2
@@ -77,15 +69,10 @@ class WindowCase:
 
 
 @dataclass(frozen=True)
-class HaloCase:
+class HaloCase(_OnMap):
     """One halo attention problem: ``[batch, height, width, heads, dim]`` keys, blocks, halos and queries' distance."""
 
     op: ClassVar[str] = "halo"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     dim_v: int
     block: int
     halo: int
@@ -98,10 +85,6 @@ class HaloCase:
         return f"B{self.batch} {self.height}x{self.width} h{self.heads} {dims} b{self.block} halo {self.halo}{stride}"
 
     @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
     def window(self) -> int:
         """Keys of a block along an axis."""
         return self.block + 2 * self.halo
@@ -109,11 +92,6 @@ class HaloCase:
     @property
     def query_map(self) -> tuple[int, int]:
         return -(-self.height // self.stride), -(-self.width // self.stride)
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take; every window counts as a whole one, relative logits as nothing."""
@@ -123,28 +101,14 @@ class HaloCase:
 
 
 @dataclass(frozen=True)
-class ChannelCase:
+class ChannelCase(_OnMap):
     """One channel attention problem: ``heads`` groups of ``dim`` channels of a ``[batch, height, width]`` map."""
 
     op: ClassVar[str] = "channel"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
 
     @property
     def name(self) -> str:
         return f"B{self.batch} {self.height}x{self.width} g{self.heads} d{self.dim}"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.heads, self.dim
-
-    @property
-    def columns(self) -> dict[str, int]:
-        """The case in the records' columns."""
-        return asdict(self)
 
     def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
         """The least time the hardware could take, the weights between channels taken for nothing.
@@ -158,15 +122,10 @@ class ChannelCase:
 
 
 @dataclass(frozen=True)
-class VariedCase:
+class VariedCase(_OnMap):
     """One varied window attention problem; ``spread``: how far windows look away from themselves, in positions."""
 
     op: ClassVar[str] = "varied_window"
-    batch: int
-    height: int
-    width: int
-    heads: int
-    dim: int
     window: int
     spread: int = 2
 
@@ -174,10 +133,64 @@ class VariedCase:
     def name(self) -> str:
         return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} w{self.window} spread {self.spread}"
 
-    shape, columns, floor_ms = WindowCase.shape, WindowCase.columns, WindowCase.floor_ms  # places count as nothing
+    floor_ms = WindowCase.floor_ms  # places count as nothing
 
 
-AnyCase = Case | WindowCase | HaloCase | ChannelCase | VariedCase
+@dataclass(frozen=True)
+class LinearCase(_OnMap):
+    """One linear attention problem with its local residual: ``[batch, height, width, heads, dim]`` inputs.
+
+    ``before``: tokens in front of the map's, which then all lie in one row.
+    """
+
+    op: ClassVar[str] = "linear"
+    before: int = 0
+
+    @property
+    def name(self) -> str:
+        before = f" {self.before} before" if self.before else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim}{before}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        rows, columns = (1, self.before + self.height * self.width) if self.before else (self.height, self.width)
+        return self.batch, rows, columns, self.heads, self.dim
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take.
+
+        Forward reads q, k, v and writes the output (4 maps); backward reads q, k, v and the output's gradient and
+        writes three gradients (7 maps). Two products with a matrix of dim x dim and nine taps a channel; backward has
+        twice that.
+        """
+        batch, rows, columns, heads, dim = self.shape
+        elements = batch * rows * columns * heads * dim
+        maps, rounds = (11, 3) if backward else (4, 1)
+        products = rounds * elements * (4 * dim + 18)
+        return max(maps * elements * element_bytes / bytes_per_ms, products / flops_per_ms)
+
+
+@dataclass(frozen=True)
+class RoutingCase(_OnMap):
+    """One routed attention problem: ``[batch, height, width, heads, dim]`` inputs, regions an axis, routes a region."""
+
+    op: ClassVar[str] = "routing"
+    topk: int
+    regions: int = 7
+
+    @property
+    def name(self) -> str:
+        regions = f" of {self.regions}x{self.regions}" if self.regions != 7 else ""
+        return f"B{self.batch} {self.height}x{self.width} h{self.heads} d{self.dim} top{self.topk}{regions}"
+
+    def floor_ms(self, element_bytes: int, bytes_per_ms: float, flops_per_ms: float, backward: bool) -> float:
+        """The least time the hardware could take."""
+        rows = self.batch * self.height * self.width * self.heads
+        seen = self.topk * self.height * self.width // self.regions**2
+        return _floor_ms(rows, rows, seen, self.dim, self.dim, element_bytes, bytes_per_ms, flops_per_ms, backward)
+
+
+AnyCase = Case | WindowCase | HaloCase | ChannelCase | LinearCase | RoutingCase | VariedCase
 
 
 def _floor_ms(
@@ -296,20 +309,39 @@ DAVIT_512 = (
 TINY_CHANNELS = (ChannelCase(2, 7, 7, 2, 8), ChannelCase(1, 12, 20, 1, 16))
 
 # The stages of Swin-T with VSA at 224x224 and batch 128, at the start of training too, and at 512x512 and batch 64.
-VSA = (
-    VariedCase(128, 56, 56, 3, 32, 7),
-    VariedCase(128, 28, 28, 6, 32, 7),
-    VariedCase(128, 14, 14, 12, 32, 7),
-    VariedCase(128, 7, 7, 24, 32, 7),
-)
+VSA = tuple(VariedCase(128, n, n, heads, 32, 7) for n, heads in ((56, 3), (28, 6), (14, 12), (7, 24)))
 VSA_START = (VariedCase(128, 56, 56, 3, 32, 7, 0), VariedCase(128, 14, 14, 12, 32, 7, 0))
-VSA_512 = (
-    VariedCase(64, 128, 128, 3, 32, 7),
-    VariedCase(64, 64, 64, 6, 32, 7),
-    VariedCase(64, 32, 32, 12, 32, 7),
-    VariedCase(64, 16, 16, 24, 32, 7),
-)
+VSA_512 = tuple(VariedCase(64, n, n, heads, 32, 7) for n, heads in ((128, 3), (64, 6), (32, 12), (16, 24)))
 TINY_VARIED = (VariedCase(2, 8, 8, 2, 8, 4), VariedCase(1, 7, 10, 1, 16, 4))
+# The stages with linear attention of the tiny InLine models at 224x224, and of InLine-Swin-T at 512x512.
+INLINE = (
+    LinearCase(128, 56, 56, 3, 32),
+    LinearCase(128, 28, 28, 6, 32),
+    LinearCase(128, 14, 14, 12, 32),
+    LinearCase(128, 56, 56, 2, 32),
+    LinearCase(128, 28, 28, 4, 32),
+    LinearCase(128, 14, 14, 10, 32),
+    LinearCase(128, 7, 7, 16, 32),
+    LinearCase(128, 14, 14, 6, 32, 1),
+)
+INLINE_512 = (
+    LinearCase(64, 128, 128, 3, 32),
+    LinearCase(64, 64, 64, 6, 32),
+    LinearCase(64, 32, 32, 12, 32),
+)
+TINY_LINEAR = (LinearCase(2, 7, 7, 2, 8), LinearCase(1, 5, 6, 2, 16, 1))
+# The routed stages of BiFormer-T and -S at 224x224 and batch 128, and at 512x512 (padded) and batch 64.
+BIFORMER = (
+    RoutingCase(128, 56, 56, 2, 32, 1),
+    RoutingCase(128, 28, 28, 4, 32, 4),
+    RoutingCase(128, 14, 14, 8, 32, 16),
+)
+BIFORMER_512 = (
+    RoutingCase(64, 133, 133, 2, 32, 1),
+    RoutingCase(64, 70, 70, 4, 32, 4),
+    RoutingCase(64, 35, 35, 8, 32, 16),
+)
+TINY_ROUTES = (RoutingCase(2, 7, 14, 2, 8, 4), RoutingCase(1, 8, 12, 2, 16, 2, 2))
 
 NEIGHBORHOOD_GROUPS: dict[str, tuple[Case, ...]] = {
     "all": CLASSIFIER + DETECTION + WIDE,
@@ -339,10 +371,22 @@ VARIED_GROUPS: dict[str, tuple[VariedCase, ...]] = {
     "classifier": VSA,
     "tiny": TINY_VARIED,
 }
+LINEAR_GROUPS: dict[str, tuple[LinearCase, ...]] = {
+    "all": INLINE + INLINE_512,
+    "classifier": INLINE,
+    "tiny": TINY_LINEAR,
+}
+ROUTING_GROUPS: dict[str, tuple[RoutingCase, ...]] = {
+    "all": BIFORMER + BIFORMER_512,
+    "classifier": BIFORMER,
+    "tiny": TINY_ROUTES,
+}
 GROUPS = {
     "neighborhood": NEIGHBORHOOD_GROUPS,
     "window": WINDOW_GROUPS,
     "halo": HALO_GROUPS,
     "channel": CHANNEL_GROUPS,
     "varied_window": VARIED_GROUPS,
+    "linear": LINEAR_GROUPS,
+    "routing": ROUTING_GROUPS,
 }

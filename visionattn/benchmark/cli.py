@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(GROUPS),
         default="neighborhood",
         help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, channel beside it and "
-        "other eager forms, varied_window beside grid_sample (default: %(default)s)",
+        "other eager forms, linear beside an eager form, routing beside gathering, varied_window beside grid_sample "
+        "(default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-first-call", dest="first_calls", action="store_false", help="skip the first-call times in fresh processes"
     )
     kernels.add_argument(
-        "--no-compiled", dest="compiled", action="store_false", help="skip timm's path and its like under torch.compile"
+        "--no-compiled", dest="compiled", action="store_false", help="skip the peers' paths under torch.compile"
     )
 
     kernels.add_argument(
@@ -169,13 +170,17 @@ def _kernels(args: argparse.Namespace) -> None:
 
         neighborhood.run(*common, args.first_calls, args.prepare, _say)
     else:
-        from . import beside_timm, channel, halo, varied_window, window
+        from . import beside_timm, channel, halo, linear, routing, varied_window, window
 
-        module = {"window": window, "halo": halo, "channel": channel, "varied_window": varied_window}[args.op]
+        modules = {"window": window, "halo": halo, "channel": channel, "linear": linear, "routing": routing}
+        module = (modules | {"varied_window": varied_window})[args.op]
         beside_timm.run(module.sides, *common, args.compiled, _say)
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}
-    _say("\n".join(["", summary.render(table, args.op), *summary.speedups(table, args.op), f"written: {path}"]))
+    said = [summary.render(table, args.op), *summary.speedups(table, args.op)]
+    if args.op != "neighborhood":
+        said += summary.memory(table, args.op)
+    _say("\n".join(["", *said, f"written: {path}"]))
 
 
 def _simulator(args: argparse.Namespace) -> None:

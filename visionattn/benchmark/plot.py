@@ -22,10 +22,16 @@ STYLES = {
     "grid_sample compiled": ("#999933", "grid_sample, attention, compiled"),
     "grid_sample sdpa": ("#aa4499", "grid_sample, SDPA"),
     "grid_sample sdpa compiled": ("#882255", "grid_sample, SDPA, compiled"),
+    "gather": ("#d55e00", "gathering"),
+    "gather compiled": ("#999933", "gathering, compiled"),
+    "select": ("#aa4499", "selecting, SDPA"),
+    "select compiled": ("#882255", "selecting, SDPA, compiled"),
     "tokens first": ("#cc79a7", "products of [N, D] matrices"),
     "tokens first compiled": ("#e6b8d0", "products of [N, D] matrices, compiled"),
     "channels first": ("#009e73", "products of [D, N] matrices"),
     "channels first compiled": ("#8fd3bc", "products of [D, N] matrices, compiled"),
+    "eager": ("#d55e00", "eager PyTorch"),
+    "eager compiled": ("#999933", "eager PyTorch, compiled"),
 }
 
 

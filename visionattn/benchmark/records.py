@@ -28,17 +28,24 @@ WINDOW_COLUMNS = (*WINDOW_KEY, *_TIMES)
 HALO_KEY = (*_MAP, "dim_v", "block", "halo", "stride", "implementation", "pass")
 HALO_COLUMNS = (*HALO_KEY, *_TIMES)
 
+ROUTING_KEY = (*_MAP, "topk", "regions", "implementation", "pass")
+ROUTING_COLUMNS = (*ROUTING_KEY, *_TIMES)
 CHANNEL_KEY = (*_MAP, "implementation", "pass")
 CHANNEL_COLUMNS = (*CHANNEL_KEY, *_TIMES)
 
 VARIED_KEY = (*_MAP, "window", "spread", "implementation", "pass")
 VARIED_COLUMNS = (*VARIED_KEY, *_TIMES)
+
+LINEAR_KEY = (*_MAP, "before", "implementation", "pass")
+LINEAR_COLUMNS = (*LINEAR_KEY, *_TIMES)
 KERNEL_RECORDS = {
     "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
     "window": (WINDOW_COLUMNS, WINDOW_KEY),
     "halo": (HALO_COLUMNS, HALO_KEY),
+    "routing": (ROUTING_COLUMNS, ROUTING_KEY),
     "channel": (CHANNEL_COLUMNS, CHANNEL_KEY),
     "varied_window": (VARIED_COLUMNS, VARIED_KEY),
+    "linear": (LINEAR_COLUMNS, LINEAR_KEY),
 }
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")

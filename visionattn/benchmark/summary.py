@@ -6,12 +6,15 @@ from dataclasses import fields
 from typing import NamedTuple
 
 from .cases import (
+    BIFORMER,
+    BIFORMER_512,
     CLASSIFIER,
     DAVIT,
     DAVIT_512,
     GROUPS,
     H1,
     HALONET50TS,
+    INLINE,
     SWIN,
     VSA,
     VSA_512,
@@ -19,6 +22,8 @@ from .cases import (
     Case,
     ChannelCase,
     HaloCase,
+    LinearCase,
+    RoutingCase,
     VariedCase,
     WindowCase,
 )
@@ -29,6 +34,13 @@ SAMPLES = {
     "grid_sample compiled": "grid_sample and attention compiled",
     "grid_sample sdpa": "grid_sample and SDPA",
     "grid_sample sdpa compiled": "grid_sample and SDPA compiled",
+}
+GATHERS = {
+    "gather": "gathering",
+    "gather compiled": "gathering compiled",
+    "select": "selecting with SDPA",
+    "select compiled": "selecting with SDPA compiled",
+    "floor": "the floor",
 }
 FORMS = {
     name + suffix: words + suffix
@@ -76,6 +88,13 @@ OPS = {
         TIMMS,
         HALONET50TS + H1,
     ),
+    "routing": Op(
+        RoutingCase,
+        ("floor", "ours", "gather", "gather compiled", "select", "select compiled"),
+        ("ours",),
+        GATHERS,
+        BIFORMER + BIFORMER_512,
+    ),
     "channel": Op(
         ChannelCase,
         ("floor", "ours", "best", *FORMS),
@@ -90,6 +109,13 @@ OPS = {
         ("ours",),
         SAMPLES | {"floor": "the floor"},
         VSA + VSA_512,
+    ),
+    "linear": Op(
+        LinearCase,
+        ("floor", "ours", "ours plain", "eager", "eager compiled", "eager plain"),
+        ("ours",),
+        {"eager": "eager PyTorch", "eager compiled": "eager PyTorch compiled", "floor": "the floor"},
+        INLINE,
     ),
 }
 
@@ -142,6 +168,21 @@ def ratio(
     """How many times as long the peer takes; None unless both were measured."""
     mine, theirs = median_ms(cells, implementation, name), median_ms(cells, peer, name)
     return theirs / mine if mine and theirs else None
+
+
+def memory(table: Table, op: str) -> list[str]:
+    """One line a peer whose memory was measured: how much of its peak ours takes, forward and backward."""
+    lines = []
+    for peer, words in OPS[op].peers.items():
+        shares = {}
+        for case, cells in table.items():
+            ours, theirs = (cells.get((i, "forward_backward"), {}).get("peak_mib") for i in ("ours", peer))
+            if ours and theirs and float(theirs):
+                shares[case] = float(ours) / float(theirs)
+        if shares:
+            most = max(shares, key=lambda case: shares[case])
+            lines.append(f"ours, fwd+bwd: at most {shares[most]:.2f}x the peak memory of {words} ({most.name})")
+    return lines
 
 
 def speedups(table: Table, op: str = "neighborhood") -> list[str]:

@@ -63,7 +63,7 @@ class ConvStem(nn.Module):
 
 
 class ConvDownsample(nn.Module):
-    """A 3x3 convolution without bias and a LayerNorm (NAT, arXiv 2204.07143).
+    """A 3x3 convolution and a LayerNorm (NAT, arXiv 2204.07143; with ``bias`` CSWin, arXiv 2107.00652).
 
     Shapes: [B, H, W, in_dim] -> [B, ceil(H / stride), ceil(W / stride), dim].
     """
@@ -74,12 +74,13 @@ class ConvDownsample(nn.Module):
         dim: int,
         stride: int = 2,
         norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        bias: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1, bias=False, **dd)
+        self.conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1, bias=bias, **dd)
         self.norm = norm_layer(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

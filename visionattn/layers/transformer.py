@@ -20,6 +20,7 @@ class TransformerBlock(nn.Module):
         act_layer: activation of the MLP.
         proj_drop: dropout in the MLP.
         drop_path: rate of stochastic depth.
+        norm_layer: normalisation over the last axis.
 
     Shapes: [B, H, W, dim] -> [B, H, W, dim]; further arguments go to the attention.
     """
@@ -33,16 +34,17 @@ class TransformerBlock(nn.Module):
         act_layer: Callable[..., nn.Module] = nn.GELU,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.norm1 = norm_layer(dim, **dd)
         self.attn = attn
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.norm2 = norm_layer(dim, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop, **dd)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()

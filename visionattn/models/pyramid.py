@@ -62,6 +62,19 @@ class Stage(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+def draw_weights(model: nn.Module, needs_reset: bool) -> None:
+    """What :meth:`Pyramid.init_weights` does to a model."""
+    for module in model.modules():
+        if needs_reset and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for module in model.modules():
+        # on the meta device nothing is drawn, and to find that out takes longer than all else in making a model
+        if isinstance(module, nn.Linear) and not module.weight.is_meta:
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class Pyramid(nn.Module):
     """A hierarchical backbone with timm's whole model contract.
 
@@ -170,14 +183,7 @@ class Pyramid(nn.Module):
         Args:
             needs_reset: also let every module draw its own first; not needed right after construction.
         """
-        for module in self.modules():
-            if needs_reset and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        draw_weights(self, needs_reset)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay, as the modules that own them say."""

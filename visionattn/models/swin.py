@@ -69,10 +69,14 @@ class Swin(Pyramid):
         super().__init__(dims, depths, block, **{"stem": PatchStem, "downsample": PatchMerging, **pyramid})
 
 
-def own_names(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint of Swin's layout, ours, timm's or an official one, by our names.
+def checkpoint_filter_fn(checkpoint: dict, model: nn.Module, family: str = "Swin") -> dict[str, torch.Tensor]:
+    """A Swin checkpoint for ``model``: ours, timm's or the official one; tables are resized for another window.
 
-    Buffers that follow from the window are left out; official files have each downsampler at the end of a stage.
+    The official one has each downsampler at the end of a stage, and buffers that follow from the window. ``family`` is
+    what to call the expected layout.
+
+    Raises:
+        ValueError: for the checkpoint of another family or variant.
     """
     found = unwrap_state_dict(checkpoint)
     official = any(name.startswith("layers.0.downsample.") for name in found)
@@ -85,17 +89,7 @@ def own_names(checkpoint: dict) -> dict[str, torch.Tensor]:
             name = re.sub(r"^head\.(?!fc\.)", "head.fc.", name)
         name = re.sub(r"^layers\.", "stages.", re.sub(r"^patch_embed\.", "stem.", name))
         state_dict[name] = tensor
-    return state_dict
-
-
-def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.Tensor]:
-    """A Swin checkpoint for ``model``: ours, timm's or the official one; tables are resized for another window.
-
-    Raises:
-        ValueError: for the checkpoint of another family or variant.
-    """
-    state_dict = own_names(checkpoint)
-    require_layout(state_dict, model, "Swin")
+    require_layout(state_dict, model, family)
     resize_tables(state_dict, model, ".relative_position_bias_table")
     return state_dict
 

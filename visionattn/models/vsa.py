@@ -25,9 +25,9 @@ from visionattn.layers import (
     TransformerBlock,
     VariedWindowAttention,
 )
-from visionattn.models.checkpoints import require_layout, resize_tables
+from visionattn.models import swin
+from visionattn.models.checkpoints import unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
-from visionattn.models.swin import own_names
 
 
 class VsaBlock(TransformerBlock):
@@ -85,13 +85,11 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
     Raises:
         ValueError: for the checkpoint of another family or variant.
     """
-    state_dict = {}
-    for name, tensor in own_names(checkpoint).items():
+    renamed = {}
+    for name, tensor in unwrap_state_dict(checkpoint).items():
         name = re.sub(r"\.attn\.transform\.2\.", ".attn.places.", name)
-        state_dict[re.sub(r"\.pos\.(weight|bias)$", r".pos.proj.\1", name)] = tensor
-    require_layout(state_dict, model, "Swin+VSA")
-    resize_tables(state_dict, model, ".relative_position_bias_table")
-    return state_dict
+        renamed[re.sub(r"\.pos\.(weight|bias)$", r".pos.proj.\1", name)] = tensor
+    return swin.checkpoint_filter_fn(renamed, model, "Swin+VSA")
 
 
 def _cfg() -> dict:

@@ -1,0 +1,180 @@
+"""Recordings of a call's host side: they are played, and give what the call itself gives, bit for bit."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from visionattn import kernels
+from visionattn.kernels import _tape
+from visionattn.kernels._register import FUNCTIONS
+
+
+class Case(NamedTuple):
+    """A form of an op at its smallest: the interpreter takes its time."""
+
+    form: str
+    shapes: tuple               # of the tensors that the public function takes
+    call: Callable[..., Tensor]
+
+
+CASES = [
+    Case("neighborhood_attention_packed", ((1, 3, 2, 3, 1, 16), (1, 3, 3)),
+         lambda qkv, bias: kernels.neighborhood_attention_packed(qkv, 2, bias=bias)),
+    Case("neighborhood_attention", ((1, 2, 2, 1, 16),) * 3, lambda q, k, v: kernels.neighborhood_attention(q, k, v, 2)),
+    Case("window_attention_packed", ((1, 3, 2, 3, 1, 16), (1, 3, 3)),
+         lambda qkv, bias: kernels.window_attention_packed(qkv, 2, 1, bias=bias)),
+    Case("window_attention_packed_kv", ((1, 2, 2, 1, 16), (1, 2, 4, 2, 1, 16)),
+         lambda q, kv: kernels.window_attention_packed_kv(q, kv, 2)),
+    Case("halo_attention_packed_kv", ((1, 2, 2, 1, 16), (1, 2, 2, 1, 32), (7, 16), (7, 16)),
+         lambda q, kv, rel_h, rel_w: kernels.halo_attention_packed_kv(q, kv, 2, 1, rel_h, rel_w)),
+    Case("linear_attention_packed", ((1, 2, 2, 3, 1, 16), (1, 1, 16, 3, 3)),
+         lambda qkv, residual: kernels.linear_attention_packed(qkv, residual)),
+    Case("routed_attention_packed", ((1, 2, 4, 3, 1, 16),),
+         lambda qkv: kernels.routed_attention_packed(qkv, torch.tensor([[[1], [0]]], device=qkv.device), (1, 2))),
+    Case("channel_attention_packed", ((1, 2, 2, 48),), lambda qkv: kernels.channel_attention_packed(qkv, 1)),
+]
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[_tape.Tape]:
+    """Every recording that is played, once for each time."""
+    found, play = [], _tape.Tape.play
+    monkeypatch.setattr(_tape.Tape, "play", lambda self, tensors: (found.append(self), play(self, tensors))[1])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    for function in FUNCTIONS.values():
+        for tapes in function.tapes:
+            tapes.found.clear()
+
+
+def _draw(case: Case, device: str, seed: int) -> list[Tensor]:
+    make = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=make).to(device).requires_grad_() for shape in case.shapes]
+
+
+def _all(case: Case, tensors: list[Tensor]) -> list[Tensor]:
+    """The output and every gradient."""
+    out = case.call(*tensors)
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, tensors, weights)]
+
+
+def _equal(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for x, y in zip(found, wanted, strict=True):
+        assert x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.form)
+def test_a_played_call_gives_the_bits_of_the_call_itself(case: Case, fused: str, played: list) -> None:
+    tensors = [_draw(case, fused, seed) for seed in range(3)]
+    results = [_all(case, x) for x in tensors]
+    assert len(played) == 2                       # the third call: forward and backward
+    for function_tapes in FUNCTIONS[case.form].tapes:
+        function_tapes.found.clear()
+    by_itself = _all(case, tensors[2])
+    assert len(played) == 2
+    _equal(results[2], by_itself)
+    assert not torch.equal(results[1][0], results[2][0])  # other data, so that equality says something
+
+
+def test_results_of_one_recording_share_no_memory(fused: str) -> None:
+    case = CASES[0]
+    tensors = _draw(case, fused, 0)
+    found = [_all(case, tensors) for _ in range(4)]
+    addresses = [x.data_ptr() for result in found for x in result]
+    assert len(set(addresses)) == len(addresses)
+    for result in found[1:]:
+        _equal(result, found[0])
+
+
+def test_views_of_one_tensor_are_played_wherever_they_lie(fused: str, played: list) -> None:
+    q, k, v = (torch.randn(1, 2, 2, 1, 16, device=fused) for _ in range(3))
+    packed = torch.stack((q, k, v), 3)
+    views = packed.unbind(3)
+    results = [kernels.neighborhood_attention(*views, 2) for _ in range(3)]
+    assert len(played) == 1
+    buffer = torch.zeros(1, 2, 2, 5, 1, 16, device=fused)  # the same strides would be wrong here: another layout
+    buffer[:, :, :, [0, 3, 1]] = packed
+    other = buffer.unbind(3)
+    results += [kernels.neighborhood_attention(other[0], other[3], other[1], 2) for _ in range(3)]
+    for x in results[1:]:
+        assert torch.equal(x, results[0])
+
+
+def test_the_same_tensor_twice_is_not_mistaken_for_two(fused: str) -> None:
+    q, k, v = (torch.randn(1, 2, 2, 1, 16, device=fused) for _ in range(3))
+    for _ in range(3):
+        same = kernels.neighborhood_attention(q, q, v, 2)
+    apart = kernels.neighborhood_attention(q, k, v, 2)
+    assert torch.equal(same, kernels.neighborhood_attention(q, q.clone(), v, 2)) and not torch.equal(same, apart)
+
+
+def test_another_layout_dtype_or_parameter_is_another_call(fused: str) -> None:
+    tapes, _ = FUNCTIONS["neighborhood_attention"].tapes
+    x = torch.randn(1, 2, 2, 1, 16, device=fused)
+    numbers = (2, 2), (1, 1), (1, 1)
+    keys = {tapes.key((x, x, x, None), rest) for rest in ((*numbers, 0.25), (*numbers[::-1], 0.25), (*numbers, 0.5))}
+    for y in (x.half(), x.transpose(1, 2), torch.randn(2, 2, 2, 1, 16, device=fused)):
+        keys.add(tapes.key((y, y, y, None), (*numbers, 0.25)))
+    assert len(keys) == 6
+
+
+def test_float32_products_in_tf32_are_another_call(fused: str) -> None:
+    tapes, _ = FUNCTIONS["neighborhood_attention"].tapes
+    x = torch.randn(1, 2, 2, 1, 16, device=fused)
+    before, keys = torch.backends.cuda.matmul.allow_tf32, set()
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            keys.add(tapes.key((x, x, x, None), ()))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert len(keys) == 2
+
+
+def test_arguments_are_refused_after_a_recording_too(fused: str) -> None:
+    case = CASES[0]
+    tensors = _draw(case, fused, 0)
+    for _ in range(3):
+        case.call(*tensors)
+    with pytest.raises(ValueError, match="bias must be"):
+        case.call(tensors[0], tensors[1][:, :2])
+
+
+def test_recordings_are_bounded_in_number(fused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tape, "LIMIT", 3)
+    tapes = _tape.Tapes(lambda x: x + 1)
+    for n in range(1, 9):
+        x = torch.zeros(n, device=fused)
+        for _ in range(3):
+            assert torch.equal(tapes.run(tapes.key((x,), ()), (x,), ()), x + 1)
+        assert len(tapes.found) <= 3
+
+
+def test_a_call_that_writes_into_its_arguments_or_raises_stays_right(fused: str) -> None:
+    def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        made = torch.empty(x.shape, device=x.device)
+        made.copy_(x)
+        y.add_(1)
+        return made.view(-1).sum(0), None
+
+    tapes, y = _tape.Tapes(run), torch.zeros(2, device=fused)
+    for n in range(4):
+        x = torch.full((3,), float(n), device=fused)
+        total, nothing = tapes.run(tapes.key((x, y), ()), (x, y), ())
+        assert total.item() == 3 * n and nothing is None
+    assert y.tolist() == [4.0, 4.0]
+
+    def fail(x: Tensor) -> Tensor:
+        raise RuntimeError("as it is")
+
+    tapes = _tape.Tapes(fail)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="as it is"):
+            tapes.run(tapes.key((y,), ()), (y,), ())
+        assert _tape.recorder() is None
