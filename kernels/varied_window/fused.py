@@ -20,7 +20,7 @@ from ..window.geometry import Geometry
 from ..window.tuning import closed_size
 from . import passes, tuning
 
-WIDEST = 128  # head dimension
+WIDEST = {torch.float32: 64}  # head dimensions that every card has the shared memory for; 128 in other dtypes
 
 FORWARD = unspecialised(passes.varied_forward)
 BACKWARD = unspecialised(passes.varied_backward)
@@ -33,8 +33,9 @@ def unsupported(
     """Why the fused kernels cannot take these tensors, or None."""
     if closed_size(geometry.positions) is None:
         return f"a window of {geometry.window} has {geometry.positions} positions, over 64"
-    if max(q.shape[-1], v.shape[-1]) > WIDEST:
-        return f"head dimension {max(q.shape[-1], v.shape[-1])} is over {WIDEST}"
+    widest = WIDEST.get(q.dtype, 128)
+    if max(q.shape[-1], v.shape[-1]) > widest:
+        return f"head dimension {max(q.shape[-1], v.shape[-1])} is over {widest}, the most in {q.dtype}"
     return host.unsupported(q, v)
 
 

@@ -34,6 +34,8 @@ def _compiled_kernels() -> int:
     (7, 1.0, (14, 14), 128, 128), (2, 3.0, (26, 30), 24, 24)])
 def test_obeys_the_rule_at_the_sizes_of_models(window, spread, size, d, dv, dtype, poisoned, varied_drawn, varied_eager,
                                                rule):
+    if dtype == torch.float32 and d > 64:
+        pytest.skip("runs the reference")
     geometry = make_geometry(window)
     rule(lambda q, k, v, sampling, bias: varied_window_attention(q, k, v, window, sampling, bias),
          varied_drawn(2, *size, 2, d, dv, geometry, "cuda", "table", spread), dtype,
