@@ -118,6 +118,41 @@ def models(path: Path) -> str:
     return "\n".join([f"{_setting(rows[0])}.", "", markdown(header, table), "", *_picture(path)])
 
 
+def other_op(path: Path, op: str) -> str:
+    """One machine's results of an op other than neighborhoods: setting, table, speed-ups and memory, picture."""
+    rows, known = records.read(path, records.KERNEL_RECORDS[op][0]), summary.OPS[op]
+    parts = [f"#### {op.replace('_', ' ').capitalize()}"]
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        mine = [row for row in rows if row["dtype"] == dtype]
+        table = summary.by_case(mine, op, dtype)
+        measured = {implementation for cells in table.values() for implementation, _ in cells}
+        shown = [implementation for implementation in known.implementations if implementation in measured]
+        peer = next(iter(known.peers))
+        lines = []
+        for case, cells in table.items():
+            graphs = [cells.get(("ours", name), {}).get("graph_p50_ms") for name in summary.PASS_NAMES]
+            ratios = [summary.ratio(cells, "ours", name, peer) for name in summary.PASS_NAMES]
+            graph = " / ".join(f"{float(ms):.3g}" if ms else "-" for ms in graphs)
+            speed = " / ".join("-" if r is None else f"{r:.2f}x" for r in ratios)
+            lines.append([case.name, *(_pair(cells, i) for i in shown), graph, speed])
+        names = [i.replace("ours", "visionattn") for i in shown]
+        header = ["forward / forward + backward, ms", *names, "visionattn, as a CUDA graph", f"{peer} / visionattn"]
+        said = [*summary.speedups(table, op), *summary.memory(table, op)]
+        parts += ["", f"{_setting(mine[0])}. Medians.", "", markdown(header, lines), ""]
+        parts += [f"- {line.replace('ours', 'visionattn')}." for line in said]
+    return "\n".join([*parts, "", *_picture(path)]).rstrip()
+
+
+def other_ops() -> str:
+    """All ops' results but the neighborhoods'."""
+    found = []
+    for path in sorted(HERE.glob("*.csv")):
+        ops = [op for op in summary.OPS if path.stem.endswith(f"_{op}")]
+        if ops:
+            found.append(other_op(path, max(ops, key=len)))  # varied_window ends as window does
+    return "\n\n".join(found) or "No results are kept here yet: `visionattn benchmark kernels --op ...` measures them."
+
+
 def simulated(path: Path) -> str:
     """One machine's measured speed-ups beside the simulator's bounds: setting, what they amount to, picture."""
     rows = records.read(path, records.SIMULATOR_COLUMNS)
@@ -160,7 +195,7 @@ def _all(kind: str, section) -> str:
 def fill(text: str) -> str:
     """The README's text with every table renewed."""
     tables = dict(sizes=sizes(), kernels=_all("kernels", kernels), models=_all("models", models))
-    for name, body in (tables | dict(simulator=_all("simulator", simulated))).items():
+    for name, body in (tables | dict(ops=other_ops(), simulator=_all("simulator", simulated))).items():
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         text, count = pattern.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
         if count != 1:

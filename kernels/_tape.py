@@ -37,12 +37,22 @@ def _signature(x: Tensor) -> tuple:
     return x.data_ptr(), x.shape, x.stride(), x.dtype
 
 
+_made: list["Tapes"] = []
+
+
+def forget() -> None:
+    """Drop all recordings: whoever changes a tile table or anything else that calls depend on must say so."""
+    for tapes in _made:
+        tapes.found.clear()
+
+
 class Tapes:
     """Calls of `function(*tensors, *parameters)`, which returns tensors and depends on the tensors' layouts alone."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.found: dict[tuple, Any] = {}
+        _made.append(self)
 
     def key(self, tensors: Sequence[Tensor | None], parameters: Sequence[Any]) -> tuple:
         """Equal for calls that do the same: layouts, parameters and torch's setting of float32 products."""

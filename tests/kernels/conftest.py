@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visionattn.kernels import _dispatch
+from visionattn.kernels import _dispatch, _tape
 from visionattn.kernels.halo.geometry import Geometry as Halos
 from visionattn.kernels.neighborhood.geometry import Geometry
 from visionattn.kernels.window.geometry import Geometry as Windows
@@ -248,6 +248,12 @@ def interpreter_cannot() -> str | None:
     if triton_version < (3, 7) and numpy_version >= (2, 4):
         return f"triton {triton.__version__}'s interpreter fails with numpy {numpy.__version__}"
     return None
+
+
+@pytest.fixture(autouse=True)
+def no_recordings() -> None:
+    """Tests set tile sizes and such, which recordings of earlier calls do not know."""
+    _tape.forget()
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ CASES = [
          lambda qkv, residual: kernels.linear_attention_packed(qkv, residual)),
     Case("routed_attention_packed", ((1, 2, 4, 3, 1, 16),),
          lambda qkv: kernels.routed_attention_packed(qkv, torch.tensor([[[1], [0]]], device=qkv.device), (1, 2))),
+    Case("varied_window_attention_packed", ((1, 2, 4, 3, 1, 16), (1, 1, 2, 1, 4), (1, 3, 3)),
+         lambda qkv, sampling, bias: kernels.varied_window_attention_packed(qkv, 2, sampling, bias)),
     Case("channel_attention_packed", ((1, 2, 2, 48),), lambda qkv: kernels.channel_attention_packed(qkv, 1)),
 ]
 
@@ -42,13 +44,6 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[_tape.Tape]:
     found, play = [], _tape.Tape.play
     monkeypatch.setattr(_tape.Tape, "play", lambda self, tensors: (found.append(self), play(self, tensors))[1])
     return found
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    for function in FUNCTIONS.values():
-        for tapes in function.tapes:
-            tapes.found.clear()
 
 
 def _draw(case: Case, device: str, seed: int) -> list[Tensor]:
@@ -74,8 +69,7 @@ def test_a_played_call_gives_the_bits_of_the_call_itself(case: Case, fused: str,
     tensors = [_draw(case, fused, seed) for seed in range(3)]
     results = [_all(case, x) for x in tensors]
     assert len(played) == 2                       # the third call: forward and backward
-    for function_tapes in FUNCTIONS[case.form].tapes:
-        function_tapes.found.clear()
+    _tape.forget()
     by_itself = _all(case, tensors[2])
     assert len(played) == 2
     _equal(results[2], by_itself)

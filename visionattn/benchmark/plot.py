@@ -72,7 +72,8 @@ def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), frameon=False)
     one = rows[0]
-    figure.suptitle(f"{op.capitalize()} attention, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
+    title = op.replace("_", " ").capitalize()
+    figure.suptitle(f"{title} attention, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
     _save(figure, target)
 
 

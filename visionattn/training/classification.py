@@ -22,6 +22,7 @@ from .network import create_model
 from .shards import Shards
 from .sources import load_images
 from .transforms import ToInput, train_transform
+from .upload import Upload
 
 
 class Classification:
@@ -45,6 +46,7 @@ class Classification:
         train_transform(config.data, augment)  # refuses bad options now, before the run has a folder
         self.train_input = ToInput(config.data, accelerator.device, augment)
         self.eval_input = ToInput(config.data, accelerator.device)
+        self.upload = Upload(accelerator.device)
         self.unreadable: dict[str, int] = {}
         self.mix = None
         if augment.mixup or augment.cutmix:
@@ -94,7 +96,7 @@ class Classification:
         """The network's input and the classes; notes which images could not be read."""
         for name in filter(None, batch[2]):
             self.unreadable[name] = self.unreadable.get(name, 0) + 1
-        images, labels = (x.to(self.accelerator.device, non_blocking=True) for x in batch[:2])
+        images, labels = self.upload(*batch[:2])
         if self.config.run.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)  # as bytes, a quarter of the traffic
         return to_input(images), labels
