@@ -6,11 +6,12 @@ launch, return. That takes a third of the host's time, which is what small maps 
 
 Recorded are the torch operators that ran (seen by a dispatch mode) and the launches (told by `_launch`). A pointer is
 kept as an offset into an argument or into what the recording allocates; a call whose pointers cannot be told apart that
-way, such as one whose q and k share memory, is not recorded and runs as before.
+way, such as one whose q and k are the same tensor, is not recorded and runs as before.
 """
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def _signature(x: Tensor) -> tuple:
     return x.data_ptr(), x.shape, x.stride(), x.dtype
 
 
-_made: list["Tapes"] = []
+_made: "weakref.WeakSet[Tapes]" = weakref.WeakSet()
 
 
 def forget() -> None:
@@ -52,7 +53,7 @@ class Tapes:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.found: dict[tuple, Any] = {}
-        _made.append(self)
+        _made.add(self)
 
     def key(self, tensors: Sequence[Tensor | None], parameters: Sequence[Any]) -> tuple:
         """Equal for calls that do the same: layouts, parameters and torch's setting of float32 products."""
@@ -85,7 +86,7 @@ class Tapes:
 
 
 class Tape:
-    """A recording: `steps` fill `slots`, the first of which are the call's tensors."""
+    """A recording: `steps` fill `slots`, the first of which are the call's tensors; none is held between calls."""
 
     def __init__(self, steps: list[Callable], slots: int, outputs: Any, device: int) -> None:
         self.steps, self.slots, self.outputs, self.device = steps, slots, outputs, device
