@@ -2,7 +2,7 @@
 
 Between two calls of one layer only the data moves: shapes, strides and parameters stay, and with them every check, tile
 choice, stride and launch argument. The second call of a kind is recorded, all later ones play the recording: allocate,
-launch, return. That takes a third of the host's time, which is what small maps cost on a fast GPU.
+launch, return. That takes less than half of the host's time a forward pass, for which the GPU waits on small maps.
 
 Recorded are the torch operators that ran (seen by a dispatch mode) and the launches (told by `_launch`). A pointer is
 kept as an offset into an argument or into what the recording allocates; a call whose pointers cannot be told apart that

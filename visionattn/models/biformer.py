@@ -23,7 +23,7 @@ from visionattn.layers import GlobalAttention, RoutedAttention, TransformerBlock
 from visionattn.layers.embed import conv_strides
 from visionattn.layers.routing import local_conv, on_map
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
-from visionattn.models.pyramid import Pyramid, Site, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
 
 @register_notrace_module  # its base looks at the number of dimensions
@@ -215,24 +215,15 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
     return state_dict
 
 
-def _cfg(**kwargs) -> dict:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.conv1",
-        "classifier": "head.fc",
-        "license": "mit",
-        "origin_url": "https://github.com/rayleizhu/BiFormer",
-        "paper_ids": "arXiv:2303.08810",
+def _cfg(first_conv: str = "stem.conv1", **kwargs) -> dict:
+    return model_cfg(
+        crop_pct=0.875,
+        first_conv=first_conv,
+        license="mit",
+        origin_url="https://github.com/rayleizhu/BiFormer",
+        paper_ids="arXiv:2303.08810",
         **kwargs,
-    }
+    )
 
 
 default_cfgs = generate_default_cfgs(

@@ -22,7 +22,7 @@ from torch import nn
 from visionattn.layers import ChannelAttention, ConvPositionEncoding, TransformerBlock, WindowAttention
 from visionattn.layers.padding import pad_to_multiple
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
-from visionattn.models.pyramid import Pyramid, Site, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
 KERNEL = 7  # of the stem's convolution
 
@@ -156,23 +156,14 @@ def _pair_to_block(found: re.Match) -> str:
 
 
 def _cfg(**kwargs) -> dict:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.95,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.conv",
-        "classifier": "head.fc",
-        "license": "mit",
-        "origin_url": "https://github.com/dingmyu/davit",
-        "paper_ids": "arXiv:2204.03645",
+    return model_cfg(
+        crop_pct=0.95,
+        first_conv="stem.conv",
+        license="mit",
+        origin_url="https://github.com/dingmyu/davit",
+        paper_ids="arXiv:2204.03645",
         **kwargs,
-    }
+    )
 
 
 default_cfgs = generate_default_cfgs(

@@ -25,7 +25,7 @@ from visionattn.layers import TransformerBlock, WindowAttention
 from visionattn.layers.embed import conv_strides
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.image_windows import image_window
-from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
 
 RATIOS = (32, 32, 16, 32)  # pixels of the nominal image per position of a window, one a stage
 
@@ -253,23 +253,15 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
 
 
 def _cfg(file: str, **kwargs) -> dict:
-    return {
-        "url": f"https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-morevit/{file}",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.conv1",
-        "classifier": "head.fc",
-        "license": "cc-by-nc-sa-4.0",  # the weights'; timm's own code, not they, is under Apache-2.0
-        "origin_url": "https://github.com/NVlabs/GCVit",
-        "paper_ids": "arXiv:2206.09959",
+    return model_cfg(
+        url=f"https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights-morevit/{file}",
+        crop_pct=0.875,
+        first_conv="stem.conv1",
+        license="cc-by-nc-sa-4.0",  # the weights'; timm's own code, not they, is under Apache-2.0
+        origin_url="https://github.com/NVlabs/GCVit",
+        paper_ids="arXiv:2206.09959",
         **kwargs,
-    }
+    )
 
 
 default_cfgs = generate_default_cfgs(

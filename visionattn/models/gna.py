@@ -41,7 +41,7 @@ from torch import nn
 
 from visionattn.layers import NeighborhoodAttention, TransformerBlock
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
-from visionattn.models.pyramid import Pyramid, Site, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
 # (dilation, stride) per stage, taken in turn by its blocks; the table above says why
 NEIGHBORHOODS = (((1, 2), (8, 1)), ((1, 2), (4, 1)), ((1, 1), (2, 1)), ((1, 1),))
@@ -107,21 +107,12 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
 
 
 def _cfg(**kwargs) -> dict:
-    return {
-        "url": "",  # no published weights: pretrained=True without a file is timm's RuntimeError
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.conv1",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
+    return model_cfg(
+        # no published weights: pretrained=True without a file is timm's RuntimeError
+        first_conv="stem.conv1",
+        license="apache-2.0",
         **kwargs,
-    }
+    )
 
 
 default_cfgs = generate_default_cfgs(

@@ -24,7 +24,7 @@ from visionattn.layers import HaloAttention
 from visionattn.layers.embed import conv_strides
 from visionattn.layers.head import ConvClassifierHead
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
-from visionattn.models.pyramid import Pyramid, Site, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
 # The paper's table as third parties' code reads it, which gives the parameters that it prints (cut off, not rounded: H6
 # has 43.457 M). They read 4 heads for the first stage; here it has 8, as in timm's H1. Of each variant: block, halo,
@@ -241,23 +241,16 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
     return state_dict
 
 
-def _cfg(size: int, **kwargs) -> dict:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": (-(-size // 32), -(-size // 32)),
-        "crop_pct": 0.95,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.conv1.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2103.12731",
+def _cfg(size: int, crop_pct: float = 0.95, **kwargs) -> dict:
+    return model_cfg(
+        input_size=(3, size, size),
+        pool_size=(-(-size // 32), -(-size // 32)),
+        crop_pct=crop_pct,
+        first_conv="stem.conv1.conv",
+        license="apache-2.0",
+        paper_ids="arXiv:2103.12731",
         **kwargs,
-    }
+    )
 
 
 def _timms(name: str, **kwargs) -> dict:

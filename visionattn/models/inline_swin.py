@@ -17,7 +17,7 @@ from torch import nn
 
 from visionattn.layers import LinearAttention, PatchMerging, PatchStem, TransformerBlock, WindowAttention
 from visionattn.models import swin
-from visionattn.models.pyramid import Pyramid, Site, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
 
 class InlineSwin(Pyramid):
@@ -92,24 +92,14 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
     return swin.checkpoint_filter_fn(checkpoint, model, "InLine-Swin")
 
 
-def inline_cfg(**kwargs) -> dict:
+def inline_cfg(first_conv: str = "stem.proj", **kwargs) -> dict:
     """What timm records of a model of the family; no weights are named."""
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.proj",
-        "classifier": "head.fc",
-        "origin_url": "https://github.com/LeapLabTHU/InLine",
-        "paper_ids": "arXiv:2412.06590",
+    return model_cfg(
+        first_conv=first_conv,
+        origin_url="https://github.com/LeapLabTHU/InLine",
+        paper_ids="arXiv:2412.06590",
         **kwargs,
-    }
+    )
 
 
 default_cfgs = generate_default_cfgs({f"inline_swin_{size}": inline_cfg() for size in ("tiny", "small", "base")})

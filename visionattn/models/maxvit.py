@@ -22,7 +22,7 @@ from torch.nn.functional import avg_pool2d, pad
 from visionattn.layers import TransformerBlock, WindowAttention
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.image_windows import image_window
-from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
 
 RATIO = 32  # pixels of the nominal image per position of a window
 GELU = partial(nn.GELU, approximate="tanh")
@@ -244,26 +244,23 @@ def _cfg(size: str, pixels: int, tag: str, **kwargs) -> dict:
     fine = pixels != 224
     half = (0.5, 0.5, 0.5)
     plain = not fine and tag == "in1k"
-    return {
-        "url": "",
-        "hf_hub_id": f"timm/maxvit_{size}_tf_{pixels}.{tag}",
-        "num_classes": 21843 if tag == "in21k" else 1000,
-        "input_size": (3, pixels, pixels),
-        "pool_size": (pixels // 32, pixels // 32),
-        "crop_pct": 1.0 if fine else 0.95,
-        "crop_mode": "squash" if fine else "center",
-        "interpolation": "bicubic",
+    return model_cfg(
+        hf_hub_id=f"timm/maxvit_{size}_tf_{pixels}.{tag}",
+        num_classes=21843 if tag == "in21k" else 1000,
+        input_size=(3, pixels, pixels),
+        pool_size=(pixels // 32, pixels // 32),
+        crop_pct=1.0 if fine else 0.95,
+        crop_mode="squash" if fine else "center",
         # to timm: build the model for this size, so that its windows are those that the weights were trained with
-        "fixed_input_size": fine,
-        "mean": (0.485, 0.456, 0.406) if plain else half,
-        "std": (0.229, 0.224, 0.225) if plain else half,
-        "first_conv": "stem.conv1",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        "origin_url": "https://github.com/google-research/maxvit",
-        "paper_ids": "arXiv:2204.01697",
+        fixed_input_size=fine,
+        mean=(0.485, 0.456, 0.406) if plain else half,
+        std=(0.229, 0.224, 0.225) if plain else half,
+        first_conv="stem.conv1",
+        license="apache-2.0",
+        origin_url="https://github.com/google-research/maxvit",
+        paper_ids="arXiv:2204.01697",
         **kwargs,
-    }
+    )
 
 
 def _cfgs(size: str, *tags: str) -> dict:

@@ -26,7 +26,7 @@ from torch import nn
 
 from visionattn.layers import NeighborhoodAttention, PatchMerging, PatchStem, TransformerBlock
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
-from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
 
 
 class Nat(Pyramid):
@@ -174,24 +174,16 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
     return state_dict
 
 
-def _cfg(file: str, **kwargs) -> dict:
-    return {
-        "url": f"https://shi-labs.com/projects/{file}.pth",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.proj" if "dinat_s_" in file else "stem.conv1",
-        "classifier": "head.fc",
-        "license": "mit",
-        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
-        "paper_ids": "arXiv:2204.07143" if file.startswith("nat/") else "arXiv:2209.15001",
+def _cfg(file: str, crop_pct: float = 0.875, **kwargs) -> dict:
+    return model_cfg(
+        url=f"https://shi-labs.com/projects/{file}.pth",
+        crop_pct=crop_pct,
+        first_conv="stem.proj" if "dinat_s_" in file else "stem.conv1",
+        license="mit",
+        origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
+        paper_ids="arXiv:2204.07143" if file.startswith("nat/") else "arXiv:2209.15001",
         **kwargs,
-    }
+    )
 
 
 def _nat(size: str) -> dict:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint
 from timm.models._features import FeatureGetterNet, feature_take_indices
@@ -37,6 +38,23 @@ class Site:
     dim: int  # channels that go out
     stride: int  # by which this block itself shrinks the map
     drop_path: float  # rate of stochastic depth
+
+
+def model_cfg(**own: Any) -> dict[str, Any]:
+    """What timm records of a model's weights: what all backbones here have in common, under what is its ``own``."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "classifier": "head.fc",
+        **own,
+    }
 
 
 class Stage(nn.Module):

@@ -21,7 +21,7 @@ from torch import nn
 
 from visionattn.layers import PatchMerging, PatchStem, TransformerBlock, WindowAttention
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
-from visionattn.models.pyramid import Pyramid, Site, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
 
 class Swin(Pyramid):
@@ -95,24 +95,14 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module, family: str = "Swin
 
 
 def _cfg(timm_id: str, **kwargs) -> dict:
-    return {
-        "url": "",
-        "hf_hub_id": f"timm/{timm_id}",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.proj",
-        "classifier": "head.fc",
-        "license": "mit",
-        "origin_url": "https://github.com/microsoft/Swin-Transformer",
-        "paper_ids": "arXiv:2103.14030",
+    return model_cfg(
+        hf_hub_id=f"timm/{timm_id}",
+        first_conv="stem.proj",
+        license="mit",
+        origin_url="https://github.com/microsoft/Swin-Transformer",
+        paper_ids="arXiv:2103.14030",
         **kwargs,
-    }
+    )
 
 
 def _cfgs(size: str, *tags: str) -> dict:

@@ -27,7 +27,7 @@ from visionattn.layers import (
 )
 from visionattn.models import swin
 from visionattn.models.checkpoints import unwrap_state_dict
-from visionattn.models.pyramid import Pyramid, Site, build_pyramid
+from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
 
 class VsaBlock(TransformerBlock):
@@ -93,22 +93,12 @@ def checkpoint_filter_fn(checkpoint: dict, model: nn.Module) -> dict[str, torch.
 
 
 def _cfg() -> dict:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.proj",
-        "classifier": "head.fc",
-        "license": "mit",
-        "origin_url": "https://github.com/ViTAE-Transformer/QFormer",
-        "paper_ids": "arXiv:2204.08446",
-    }
+    return model_cfg(
+        first_conv="stem.proj",
+        license="mit",
+        origin_url="https://github.com/ViTAE-Transformer/QFormer",
+        paper_ids="arXiv:2204.08446",
+    )
 
 
 default_cfgs = generate_default_cfgs({f"vsa_swin_{size}": _cfg() for size in ("tiny", "small", "base")})
