@@ -11,6 +11,7 @@ COMMANDS = {
     "curves": ("visionattn.training.curves", "draw the curves of a run, while it runs too"),
     "benchmark": ("visionattn.benchmark.cli", "measure kernels and models, draw the measurements"),
     "simulate": ("visionattn.simulate.cli", "bound the speed-up of a neighborhood attention by counting tiles"),
+    "visualize": ("visionattn.visualize.cli", "draw where a query looks, over an image or as a pattern"),
 }
 
 
