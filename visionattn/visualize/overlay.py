@@ -59,7 +59,7 @@ def _paint(axis, picture: Picture, size: tuple[int, int], at: tuple[int, int], w
     top = max(float(weights.abs().max()), 1e-12)
     axis.imshow(picture.image, extent=frame, interpolation="antialiased")
     axis.imshow(np.zeros((*seen.shape, 3)), extent=frame, alpha=np.where(seen, 0.0, 0.62), interpolation="nearest")
-    strength = np.where(seen, 0.30 + 0.55 * np.abs(values) / top, 0.0)
+    strength = np.where(seen, (0.10 if signed else 0.25) + (0.80 if signed else 0.60) * np.abs(values) / top, 0.0)
     shown = axis.imshow(values, extent=frame, alpha=strength, cmap=SIGNED if signed else POSITIVE,
                         vmin=-top if signed else 0, vmax=top, interpolation="nearest")  # fmt: skip
     if not support.all():
@@ -97,7 +97,7 @@ def draw_layer(picture: Picture, layer: Layer, point: tuple[float, float], head:
     height, width = picture.size
     each = 5.6 if len(panels) == 1 else 3.3
     tall = each * height / width
-    figure, axes = pyplot().subplots(rows, columns, figsize=(columns * (each + 0.7), rows * (tall + 0.5) + 0.6),
+    figure, axes = pyplot().subplots(rows, columns, figsize=(columns * (each + 0.7), rows * (tall + 0.35) + 0.75),
                                      squeeze=False, layout="constrained")  # fmt: skip
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
@@ -105,10 +105,11 @@ def draw_layer(picture: Picture, layer: Layer, point: tuple[float, float], head:
         shown = _paint(axis, picture, layer.size, at, weights, support)
         bar = figure.colorbar(shown, ax=axis, fraction=0.04, pad=0.015)
         bar.ax.tick_params(labelsize=7)
-        bar.set_ticks(_ticks(shown))
+        ticks = _ticks(shown)
+        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
         axis.set_title(", ".join(filter(None, (name, _said(rest)))), fontsize=9)
-    figure.suptitle(f"{title}\n{layer.name}: {layer.setting}, map {layer.size[0]}x{layer.size[1]}, query at row "
-                    f"{at[0]}, column {at[1]}", fontsize=10)  # fmt: skip
+    figure.suptitle(f"{title}\n{layer.name}: {layer.setting}\nquery at row {at[0]}, column {at[1]} of a "
+                    f"{layer.size[0]}x{layer.size[1]} map", fontsize=10)  # fmt: skip
     save(figure, target)
     return at
 
@@ -131,8 +132,9 @@ def draw_sheet(picture: Picture, layers: Sequence[Layer], point: tuple[float, fl
     columns = min(columns, len(layers))
     rows = -(-len(layers) // columns)
     height, width = picture.size
-    figure, axes = pyplot().subplots(rows, columns, figsize=(columns * 2.4, rows * (2.4 * height / width + 0.55) + 0.6),
-                                     squeeze=False, layout="constrained")  # fmt: skip
+    tall = 2.3 * height / width + 0.50
+    figure, axes = pyplot().subplots(rows, columns, figsize=(columns * 2.4, rows * tall + 0.35), squeeze=False,
+                                     layout="constrained")  # fmt: skip
     for axis in axes.flat[len(layers) :]:
         axis.set_visible(False)
     for axis, layer in zip(axes.flat, layers):
