@@ -16,7 +16,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
     parser = Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
-    metavar = "kernels|simulator|models|data|plot"
+    metavar = "kernels|simulator|models|data|plot|report"
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=Parser)
 
     kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
@@ -135,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="a PNG of every CSV file")
     plot.add_argument("csv", nargs="*", type=Path, help="default: benchmarks/*.csv")
     plot.add_argument("--out-dir", type=Path, default=Path("benchmarks/figures"), help="(default: %(default)s)")
+
+    report = commands.add_parser("report", help="every figure from the CSV files, and the README's tables")
+    report.add_argument("--results", type=Path, default=Path("benchmarks"), metavar="FOLDER",
+                        help="holds the CSV files; figures go to FOLDER/figures (default: %(default)s)")  # fmt: skip
+    report.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE",
+                        help="whose tables are filled (default: %(default)s)")  # fmt: skip
+    report.add_argument("--no-readme", dest="readme", action="store_const", const=None, help="only draw")
     return parser
 
 
@@ -253,12 +260,18 @@ def _plot(args: argparse.Namespace) -> None:
         _say(f"drawn: {plot.draw(path, args.out_dir)}")
 
 
+def _report(args: argparse.Namespace) -> None:
+    from . import report
+
+    report.run(args.results, args.readme, _say)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code (2 for what the user can put right)."""
     args = _parser().parse_args(argv)
     try:
         commands = {"kernels": _kernels, "simulator": _simulator, "models": _models, "data": _data, "plot": _plot}
-        commands[args.command](args)
+        (commands | {"report": _report})[args.command](args)
     except UserError as error:
         print(f"visionattn benchmark {args.command}: error: {error}", file=sys.stderr)
         return 2
