@@ -58,11 +58,17 @@ def few_models(monkeypatch):
     monkeypatch.setattr(readme, "FAMILIES", ["gna_nano", "gna_tiny"])
 
 
+@pytest.fixture
+def no_patterns(monkeypatch):
+    monkeypatch.setattr(report, "THEMES", {})
+
+
 def test_one_command_draws_every_figure_and_fills_the_page_and_says_what_is_missing(results, page, few_models, capsys):
     assert main(["report", "--results", str(results), "--readme", str(page)]) == 0
     said = capsys.readouterr().out
     drawn = {path.name for path in (results / "figures").iterdir()}
-    assert drawn == {f"card_{name}.png" for name in ("kernels", "window", "models", "speedups", "floor", "throughput")}
+    names = {f"card_{name}.png" for name in ("kernels", "window", "models", "speedups", "floor", "throughput")}
+    assert drawn == names | {"patterns_light.png", "patterns_dark.png"}
     assert "not drawn: card_memory.png: no model was measured at two image sizes" in said
     assert all(Image.open(results / "figures" / name).width > 500 for name in drawn)
     text = page.read_text()
@@ -73,7 +79,7 @@ def test_one_command_draws_every_figure_and_fills_the_page_and_says_what_is_miss
     assert text.count("<details>") == text.count("</details>") == 2
 
 
-def test_the_same_results_give_the_same_files(results, page, few_models, tmp_path):
+def test_the_same_results_give_the_same_files(results, page, few_models, tmp_path, no_patterns):
     assert main(["report", "--results", str(results), "--readme", str(page)]) == 0
     first = {path.name: path.read_bytes() for path in [page, *(results / "figures").iterdir()]}
     shutil.rmtree(results / "figures")
@@ -129,7 +135,7 @@ def test_memory_is_drawn_once_a_model_was_measured_at_two_sizes(results, tmp_pat
     assert "gna_nano" in readme.models(results / "card_models.csv")
 
 
-def test_a_figure_whose_results_are_gone_goes_too(results, page, few_models, capsys):
+def test_a_figure_whose_results_are_gone_goes_too(results, page, few_models, capsys, no_patterns):
     stale = results / "figures" / "card_memory.png"
     stale.parent.mkdir()
     stale.write_bytes(b"old")
@@ -151,7 +157,7 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, expected, capsys):
     assert code == 2 and expected in error and error.count("\n") == 1
 
 
-def test_a_page_without_its_places_is_refused(results, page, few_models, capsys):
+def test_a_page_without_its_places_is_refused(results, page, few_models, capsys, no_patterns):
     page.write_text(page.read_text().replace("<!-- end of headlines -->", ""))
     assert main(["report", "--results", str(results), "--readme", str(page)]) == 2
     assert "must hold the pair of comments for headlines once, found 0" in capsys.readouterr().err

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visionattn.training.errors import UserError
+from visionattn.visualize import gallery
+from visionattn.visualize.style import THEMES
 
 from . import figures, plot, readme, records, summary
 
@@ -83,6 +85,10 @@ def run(folder: Path, page: Path | None, say: Callable[[str], None]) -> None:
             except figures.Nothing as nothing:
                 picture.unlink(missing_ok=True)  # of earlier results
                 say(f"not drawn: {picture.name}: {nothing}")
+    for name, theme in THEMES.items():  # what is measured there, explained
+        picture = target / f"patterns_{name}.png"
+        gallery.draw_zoo(picture, theme)
+        say(f"drawn: {picture}")
     if page is not None:
         write(page, readme.fill(page.read_text(encoding="utf-8"), folder))
         say(f"filled: {page}")
