@@ -7,7 +7,7 @@ table replaces what stands between its pair of comments in the README.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import timm
@@ -24,6 +24,8 @@ FAMILIES = ["gna_*", "nat_*", "dinat_*", "fused_*", "biformer_*", "inline_*", "v
 OVERVIEWS = {
     "speedups": "How many times as fast as each peer, shape by shape",
     "floor": "How far from the floor, shape by shape",
+}
+OF_MODELS = {
     "throughput": "Images a second against parameters",
     "memory": "Peak memory against the side of the image",
 }
@@ -208,13 +210,14 @@ def _against_peers(table: summary.Table, op: str) -> list[list[str]]:
     return lines
 
 
-def overviews(folder: Path) -> str:
+def overviews(folder: Path, which: Mapping[str, str] = OVERVIEWS) -> str:
     """The pictures over all results of a machine, those that there are."""
     found = []
-    for name, words in OVERVIEWS.items():
+    for name, words in which.items():
         pictures = sorted(folder.glob(f"figures/*_{name}.png"))
         found += [f"![{words}](benchmarks/figures/{path.name})" for path in pictures]
-    return "\n\n".join(found) or "No figures are kept here yet: `visionattn benchmark report` draws them."
+    missing = "No figures are kept here yet: `visionattn benchmark report` draws them." if which is OVERVIEWS else ""
+    return "\n\n".join(found) or missing
 
 
 def simulated(path: Path) -> str:
@@ -279,7 +282,8 @@ def fill(text: str, folder: Path) -> str:
     """
     tables = dict(sizes=sizes(folder), headlines=headlines(folder), overviews=overviews(folder))
     tables |= dict(kernels=folded("Neighborhood", _all(folder, "kernels", kernels)), ops=other_ops(folder))
-    tables |= dict(models=_all(folder, "models", models), simulator=_all(folder, "simulator", simulated))
+    whole = f"{_all(folder, 'models', models)}\n\n{overviews(folder, OF_MODELS)}".strip()
+    tables |= dict(models=whole, simulator=_all(folder, "simulator", simulated))
     for name, body in tables.items():
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         text, count = pattern.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)

@@ -119,8 +119,8 @@ def _ticks(shown) -> list[float]:
     return [low, 0, high] if low < 0 else [0, high / 2, high]
 
 
-def draw_sheet(picture: Picture, layers: Sequence[Layer], point: tuple[float, float], target: Path, title: str,
-               columns: int = 6) -> None:  # fmt: skip
+def draw_sheet(picture: Picture, layers: Sequence[Layer], point: tuple[float, float], target: Path,
+               title: str) -> None:  # fmt: skip
     """Draws where the query under a point looks in every layer, mean over heads, a panel a layer, into a PNG.
 
     Raises:
@@ -129,10 +129,10 @@ def draw_sheet(picture: Picture, layers: Sequence[Layer], point: tuple[float, fl
     """
     if not layers:
         raise ValueError("this model has no layer that attends over a map")
-    columns = min(columns, len(layers))
+    columns = min(min((5, 6, 4), key=lambda n: -len(layers) % n), len(layers))  # the fewest empty places
     rows = -(-len(layers) // columns)
     height, width = picture.size
-    tall = 2.3 * height / width + 0.50
+    tall = 2.3 * height / width + 0.55
     figure, axes = pyplot().subplots(rows, columns, figsize=(columns * 2.4, rows * tall + 0.35), squeeze=False,
                                      layout="constrained")  # fmt: skip
     for axis in axes.flat[len(layers) :]:
@@ -146,10 +146,10 @@ def draw_sheet(picture: Picture, layers: Sequence[Layer], point: tuple[float, fl
         else:
             axis.imshow(picture.image, extent=(0, width, height, 0), alpha=0.25)
             axis.text(width / 2, height / 2, "between channels:\nno place on the image", ha="center", va="center",
-                      fontsize=7.5)  # fmt: skip
+                      fontsize=8.5)  # fmt: skip
             axis.set(xticks=[], yticks=[])
         lines = [layer.name.replace("stages.", "").replace("blocks.", ""), layer.setting, _said(rest)]
-        axis.set_title("\n".join(filter(None, lines)), fontsize=7)
-    figure.suptitle(f"{title}: where one query looks, mean over heads, layer by layer; colours reach to each panel's "
-                    "maximum", fontsize=10)  # fmt: skip
+        axis.set_title("\n".join(filter(None, lines)), fontsize=8.5)
+    figure.suptitle(f"{title}: where one query looks, mean over heads; colours reach to each panel's maximum",
+                    fontsize=10.5)  # fmt: skip
     save(figure, target)
