@@ -270,6 +270,21 @@ def _all(folder: Path, kind: str, section: Callable[[Path], str]) -> str:
     return "\n\n".join(found) or f"No results are kept here yet: `visionattn benchmark {kind}` on a GPU measures them."
 
 
+PLACES = ("sizes", "headlines", "overviews", "kernels", "ops", "models", "simulator")
+
+
+def _place(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+
+
+def check(text: str) -> None:
+    """Raises UserError unless a README's text holds the pair of comments of each table once."""
+    for name in PLACES:
+        count = len(_place(name).findall(text))
+        if count != 1:
+            raise UserError(f"the README must hold the pair of comments for {name} once, found {count}")
+
+
 def fill(text: str, folder: Path) -> str:
     """A README's text with every table renewed.
 
@@ -280,13 +295,11 @@ def fill(text: str, folder: Path) -> str:
     Raises:
         UserError: where a pair is missing or stands there twice, or a file is of another kind.
     """
-    tables = dict(sizes=sizes(folder), headlines=headlines(folder), overviews=overviews(folder))
-    tables |= dict(kernels=folded("Neighborhood", _all(folder, "kernels", kernels)), ops=other_ops(folder))
+    check(text)
     whole = f"{_all(folder, 'models', models)}\n\n{overviews(folder, OF_MODELS)}".strip()
-    tables |= dict(models=whole, simulator=_all(folder, "simulator", simulated))
-    for name, body in tables.items():
-        pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
-        if count != 1:
-            raise UserError(f"the README must hold the pair of comments for {name} once, found {count}")
+    neighborhoods = folded("Neighborhood", _all(folder, "kernels", kernels))
+    bodies = (sizes(folder), headlines(folder), overviews(folder), neighborhoods, other_ops(folder), whole,
+              _all(folder, "simulator", simulated))  # fmt: skip
+    for name, body in zip(PLACES, bodies, strict=True):
+        text = _place(name).sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
     return text

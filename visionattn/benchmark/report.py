@@ -71,6 +71,8 @@ def run(folder: Path, page: Path | None, say: Callable[[str], None]) -> None:
     """
     if page is not None and not page.is_file():
         raise UserError(f"--readme {page}: no such file")
+    if page is not None:
+        readme.check(page.read_text(encoding="utf-8"))  # before all else, which takes a while
     found = machines(folder)
     target = folder / "figures"
     for path in sorted(folder.glob("*.csv")):
