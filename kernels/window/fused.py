@@ -130,17 +130,18 @@ class _Plan:
     """The launches' constants for one window and dtype: worked out once, since they cost more than a launch."""
 
     def __init__(self, window: tuple[int, int], grid: bool, whole: bool, own: bool, d: int, dv: int, dtype: torch.dtype,
-                 bias: str | None, align: int, tf32: bool) -> None:  # fmt: skip
+                 bias: tuple[str, torch.dtype] | None, align: int, tf32: bool) -> None:  # fmt: skip
+        layout = PAIRS if bias is None else bias[0]  # its dtype too tells plans apart: kernels are compiled for it
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
-        whole_bias, cut_bias = _OFFSETS[bias or PAIRS]
+        whole_bias, cut_bias = _OFFSETS[layout]
         shared = host.constants(d, dv, dtype, bias is not None, align, tf32) | dict(P=(*window, int(grid)))
         packed = dict(LOCATE=maps.packed_locate, PLACE=maps.packed_place, PART=maps.packed_part,
                       OWN=maps.own if own else maps.packed_place)  # fmt: skip
         closed_size, positions = tuning.closed_size(math.prod(window)), math.prod(window)
         self.closed = closed_size is not None and head_dim <= 64
         self.size = closed_size if self.closed else positions  # of a side of the partial sums of dS
-        self.fold = table_fold(window, self.size) if bias in (TABLE, HEADS_LAST) else None
+        self.fold = table_fold(window, self.size) if layout != PAIRS else None
         if self.closed:
             shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
                                     BIAS=whole_bias, CLAMP=False, TH=1, TW=self.size)  # fmt: skip
@@ -174,12 +175,11 @@ def _planned(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor |
                  v.shape[-1], q.dtype, _layout(geometry, bias), align, host.tf32())  # fmt: skip
 
 
-def _layout(geometry: Geometry, bias: Tensor | None) -> str | None:
+def _layout(geometry: Geometry, bias: Tensor | None) -> tuple[str, torch.dtype] | None:
     if bias is None:
         return None
-    if not geometry.is_table(bias.shape):
-        return PAIRS
-    return TABLE if bias.is_contiguous() else HEADS_LAST
+    table = TABLE if bias.is_contiguous() else HEADS_LAST
+    return table if geometry.is_table(bias.shape) else PAIRS, bias.dtype
 
 
 def _bias(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:
