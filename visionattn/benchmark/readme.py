@@ -179,10 +179,8 @@ def folded(title: str, body: str) -> str:
 def headlines(folder: Path) -> str:
     """A line an op and peer: how many times as fast ours is, and the shapes on which it loses."""
     lines = []
-    for path in sorted(folder.glob("*.csv")):
-        op = op_of(path)
-        if op is None:
-            continue
+    files = [(op, path) for path in sorted(folder.glob("*.csv")) if (op := op_of(path))]
+    for op, path in sorted(files, key=lambda file: list(summary.OPS).index(file[0])):
         rows = records.read(path, records.KERNEL_RECORDS[op][0])
         for dtype in dict.fromkeys(row["dtype"] for row in rows):
             table = summary.by_case(rows, op, dtype)

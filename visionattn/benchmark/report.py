@@ -76,8 +76,12 @@ def run(folder: Path, page: Path | None, say: Callable[[str], None]) -> None:
     found = machines(folder)
     target = folder / "figures"
     for path in sorted(folder.glob("*.csv")):
-        if not path.stem.endswith("_data"):  # two numbers need no picture
+        if path.stem.endswith("_data"):  # two numbers need no picture
+            continue
+        try:
             say(f"drawn: {plot.draw(path, target)}")
+        except UserError as error:  # another kind of file, or one without times
+            say(f"not drawn: {path.name}: {error}")
     for machine in found:
         for name, draw in figures.FIGURES.items():
             picture = target / f"{machine.stem}_{name}.png"
