@@ -148,7 +148,7 @@ def draw_throughput(machine: Machine, target: Path) -> None:
             axis.plot(x, y, "o", color=_color(row["model"]), mfc="none" if eager else _color(row["model"]), ms=7)
             other = row["model"].startswith(("timm/", "natten/"))  # to the left: the same sizes lie close together
             name_of = row["model"].replace("_patch4_window7_224", "")
-            axis.annotate(name_of, (x, y), (-6 if other else 6, 5), textcoords="offset points", fontsize=7.5,
+            axis.annotate(name_of, (x, y), (-7, 5) if other else (7, -9), textcoords="offset points", fontsize=7.5,
                           ha="right" if other else "left")  # fmt: skip
         axis.set(title=name, xlabel="parameters, M", ylabel="images a second")
         axis.set_xlim(0, 1.3 * max(float(row["parameters_m"]) for row in mine))
