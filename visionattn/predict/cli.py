@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 import visionattn  # noqa: F401  registers the models
-from visionattn.arguments import Parser, positive
+from visionattn.arguments import Parser, json_object, positive
 from visionattn.training.classification import cpu_threads
 from visionattn.training.errors import Unreadable, UserError, one_line
 from visionattn.training.files import aside
@@ -26,17 +26,6 @@ from .predictor import Answer, Predictor
 PROG = "visionattn predict"
 RECORD, SHEET = "predictions.json", "sheet"
 A_SHEET = 60
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """For ``type=``: a JSON object."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'must be a JSON object such as \'{{"stem_stride": 2}}\', got {text!r}')
-    return value
 
 
 def _between(text: str) -> float:
@@ -53,17 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Says what a trained model makes of pictures: as JSON, drawn beside each picture, and as a contact\n"
-        "sheet where there are several. Pictures in a folder with the name of a class are marked right or wrong.",
-        epilog="Exit code: 0 when every picture was read; 1 when some could not be read (they are named and counted);\n"
-        "2 for a mistake in the options, the model, or where no picture could be read.",
+        description="Says what a trained model makes of pictures: as JSON, drawn beside each picture, and as a\n"
+        "contact sheet where there are several. Pictures in a folder with the name of a class are marked right or\n"
+        "wrong.",
+        epilog="Exit code: 0 when every picture was read; 1 when some could not be read (they are named and\n"
+        "counted); 2 for a mistake in the options, the model, or where no picture could be read.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a run's folder, one of its checkpoints, a folder that 'visionattn export' wrote, "
-        "a file of weights with --model, or the name of a model with published weights")  # fmt: skip
+    add("model", metavar="MODEL", help="a run's folder, one of its checkpoints, a folder that 'visionattn export' "
+        "wrote, a file of weights with --model, or the name of a model with published weights")  # fmt: skip
     add("images", nargs="+", metavar="IMAGE", help="image files, folders, or lists (.txt) with a path a line")
     add("--out", type=Path, metavar="DIR",
-        help=f"folder for {RECORD} and pictures (default: predictions, with a number behind it if that is taken)")  # fmt: skip
+        help=f"folder for {RECORD} and pictures (default: predictions, or predictions-2, ...)")  # fmt: skip
     add("--overwrite", action="store_true", help="write into --out though it holds predictions (default: refuse)")
     add("--no-pictures", action="store_true", help="write the JSON and the contact sheet alone")
     add("--top", type=positive(int), default=5, metavar="K", help="classes in an answer (default: %(default)s)")
@@ -73,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--crop-pct", type=positive(float), metavar="P",
         help="the short side is resized to size / P and the centre is cropped (default: the model's own)")  # fmt: skip
     add("--weights", choices=("auto", "ema", "raw"), default="auto",
-        help="of a run: averaged or raw; auto takes averaged ones if there are some (default: %(default)s)")  # fmt: skip
+        help="of a run: averaged or raw; auto: averaged ones if there are some (default: %(default)s)")  # fmt: skip
     add("--model", dest="architecture", metavar="NAME", help="architecture, for a bare file of weights")
     add("--kwargs", type=json_object, default={}, metavar="JSON",
         help="further arguments of timm.create_model, for files and names (default: none)")  # fmt: skip

@@ -251,7 +251,7 @@ def _data_of_run(origin: Origin) -> DataConfig:
     known = {item.name for item in dataclasses.fields(DataConfig)}
     found = origin.state["config"].get("data")
     if not isinstance(found, dict):
-        raise UserError(f"{origin.source} does not say what images it was trained on: its checkpoint has no config.data")
+        raise UserError(f"{origin.source} does not say its images: its {checkpoint.STATE} has no config.data")
     return DataConfig(**{key: value for key, value in found.items() if key in known})
 
 

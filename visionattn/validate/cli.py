@@ -27,9 +27,9 @@ from .labels import RealLabels
 PROG = "visionattn validate"
 DESCRIPTION = (
     "Evaluate image classifiers: accuracy (top-1, top-5, by real labels), loss, calibration and images a second. "
-    "A MODEL is the folder of a run, one of its checkpoints, a folder that 'visionattn export' wrote, a file of weights "
-    "with --model, or the name of a model with published weights. Images are those of the run's validation, unless "
-    "--data says others. Exit code: 0, or 2 for a mistake in the options, the data or any of the models."
+    "A MODEL is the folder of a run, one of its checkpoints, a folder that 'visionattn export' wrote, a file of "
+    "weights with --model, or the name of a model with published weights. Images are those of the run's validation, "
+    "unless --data says others. Exit code: 0, or 2 for a mistake in the options, the data or any of the models."
 )
 
 

@@ -70,8 +70,8 @@ class ValidateConfig:
     weights: Literal["auto", "ema", "raw"] = "auto"
     """Of a run: the averaged weights, the raw ones, or ('auto') averaged ones if it has them."""
     real_labels: str | None = None
-    """JSON file of real labels for validation images of ImageNet: a list of 50,000 lists of classes, in the order of the
-    files' numbers (arXiv 2006.07159), or for any data a mapping from file names to lists of class numbers or names."""
+    """JSON file of real labels for validation images of ImageNet: a list of 50,000 lists of classes, in the order of
+    the files' numbers (arXiv 2006.07159), or for any data a mapping from file names to lists of classes."""
     bins: int = 15
     """Bins of confidence that calibration is measured in."""
     csv: str | None = None

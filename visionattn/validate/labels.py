@@ -47,8 +47,8 @@ class RealLabels:
     A picture without any real label counts for nothing.
 
     Args:
-        path: JSON file: a list of lists of classes, number n for ``ILSVRC2012_val_{n + 1:08d}``, or a mapping from names
-            of files (with or without folders) to such lists; a class is its number or its name.
+        path: JSON file: a list of lists of classes, number n for ``ILSVRC2012_val_{n + 1:08d}``, or a mapping from
+            names of files (with or without folders) to such lists; a class is its number or its name.
 
     Raises:
         UserError: where the file is missing or holds something else.

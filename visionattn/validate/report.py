@@ -88,10 +88,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             *("-" if value is None else f"{value:.2f}" for value in percent), f"{values['loss']:.4f}",
             f"{values['ece']:.2f}", f"{values['images_per_s']:,.0f}"])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
-        for line in lines
-    )
+    aligned = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)
+    return "\n".join("  ".join(align(*both) for align, *both in zip(aligned, line, widths)) for line in lines)
 
 
 def draw_reliability(results: Sequence[tuple[str, Result]], path: Path) -> None:
@@ -105,13 +103,15 @@ def draw_reliability(results: Sequence[tuple[str, Result]], path: Path) -> None:
     left.plot([0, 100], [0, 100], color="0.6", linestyle="--", linewidth=1, label="perfect calibration")
     for name, result in results:
         full = [(100 * confidence, 100 * accuracy) for n, confidence, accuracy in result.bins if n]
-        left.plot(*zip(*full), marker="o", markersize=4, label=f"{name}: ECE {result.ece:.2f} %")
+        (line,) = left.plot(*zip(*full), linewidth=1.2, label=f"{name}: ECE {result.ece:.2f} %")
+        areas = [10 + 150 * n / result.images for n, _, _ in result.bins if n]
+        left.scatter(*zip(*full), s=areas, color=line.get_color(), zorder=3)
         shares = [100 * n / result.images for n, _, _ in result.bins]
-        right.stairs(shares, [100 * i / len(shares) for i in range(len(shares) + 1)], label=name, linewidth=1.6)
-    left.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), title="Reliability")
+        right.stairs(shares, [100 * i / len(shares) for i in range(len(shares) + 1)], linewidth=1.6)
+    left.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 103), title="Reliability")
     right.set(xlabel="confidence (%)", ylabel="images (%)", xlim=(0, 100), title="Confidence of the answers")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper left")
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center")
     with aside(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
