@@ -13,8 +13,6 @@ from .errors import UserError
 
 def require_free(path: Path, option: str, overwrite: bool = False) -> None:
     """Raises UserError where ``path`` is taken (unless it may be replaced) or cannot be made."""
-    if path.is_dir() and not overwrite:
-        raise UserError(f"{option}: {path} is there already; --overwrite replaces it")
     if path.exists() and not overwrite:
         raise UserError(f"{option}: {path} is there already; --overwrite replaces it")
     above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -47,5 +45,5 @@ def aside(path: Path) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        elif temporary.exists():
+            temporary.unlink()

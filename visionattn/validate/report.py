@@ -78,11 +78,12 @@ class Csv:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as aligned text: one line a model."""
-    real = any(values.get("real_top1") is not None for values in rows)
-    header = ["model", "weights", "images", "size", "top-1 %", "top-5 %", *(["real top-1 %", "real top-5 %"] * real)]
-    lines = [[*header, "loss", "ECE %", "images/s"]]
+    real = ["real_top1", "real_top5"] if any(values.get("real_top1") is not None for values in rows) else []
+    header = ["model", "weights", "images", "size", "top-1 %", "top-5 %", "loss", "ECE %", "images/s"]
+    header[6:6] = ["real top-1 %", "real top-5 %"] if real else []
+    lines = [header]
     for values in rows:
-        percent = [values["top1"], values["top5"], *([values["real_top1"], values["real_top5"]] * real)]
+        percent = [values["top1"], values["top5"], *(values.get(name) for name in real)]
         lines.append([
             str(values["source"]), values["weights"], str(values["images"]), str(values["image_size"]),
             *("-" if value is None else f"{value:.2f}" for value in percent), f"{values['loss']:.4f}",
