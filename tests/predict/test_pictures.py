@@ -31,8 +31,11 @@ def test_what_is_not_there_is_named(place: Path) -> None:
     (place / "empty").mkdir()
     (place / "l.txt").write_text("f/b.jpg\nx.png\n")
     (place / "e.txt").write_text("# none\n")
-    for source, message in (("x.png", "does not exist"), ("empty", "holds no images"), ("l.txt", "line 2: x.png does not"),
-                            ("e.txt", "names no images")):  # fmt: skip
+    messages = {
+        "x.png": "does not exist", "empty": "holds no images", "l.txt": "line 2: x.png does not exist",
+        "e.txt": "names no images",
+    }  # fmt: skip
+    for source, message in messages.items():
         with pytest.raises(UserError, match=message):
             collect([str(place / source)])
 

@@ -59,11 +59,11 @@ def test_a_folder_gives_json_pictures_and_a_sheet(here: Path, run: Path, capsys:
         assert one["true_class"] == path.parent.name and one["correct"] == (one["top"][0]["class"] == path.parent.name)
         right += one["correct"]
         assert Image.open(here / "predictions" / one["picture"]).size[0] > 700
-    assert found["accuracy"] == pytest.approx(right / 30)
+    assert found["accuracy"] == pytest.approx(right / 30, abs=1e-6)
     assert f"{right} of 30 pictures right" in capsys.readouterr().out
     sheet = np.asarray(Image.open("predictions/sheet.png")).reshape(-1, 3)
     assert (sheet == drawing.GREEN).all(1).any() == (right > 0) and (sheet == drawing.RED).all(1).any() == (right < 30)
-    assert not [path for path in (here / "predictions").rglob(".*")], "no temporary files stay"
+    assert not list((here / "predictions").rglob(".*")), "no temporary files stay"
 
 
 def test_one_picture_from_a_list_and_from_raw_weights(here: Path, run: Path) -> None:
@@ -129,8 +129,6 @@ CASES = {
     "wrong classes": (["few", "val"], "does not fit model gna_nano"),
     "size of zero": (["RUN", "val", "--size", "0"], "argument --size: must be a positive whole number, got '0'"),
     "word for a size": (["RUN", "val", "--size", "big"], "argument --size: must be a positive whole number"),
-    "size that the model refuses": (["resnet.pth", "val", "--model", "resnet10t", "--size", "1", "--kwargs",
-                                     '{"output_stride": 0}'], "cannot be built"),
     "threshold above one": (["RUN", "val", "--threshold", "2"], "argument --threshold: must lie between 0 and 1"),
     "arguments that are no object": (["RUN", "val", "--kwargs", "[1]"], "argument --kwargs: must be a JSON object"),
     "arguments for a run": (["RUN", "val", "--kwargs", '{"a": 1}'], "says its model's arguments itself"),
@@ -181,6 +179,6 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
         cli.main(["predict", "--help"])
     assert not leaving.value.code
     out = capsys.readouterr().out
-    options = ("out", "top", "size", "crop-pct", "weights", "model", "kwargs", "batch", "device", "precision", "threads")
+    options = ["out", "top", "size", "crop-pct", "weights", "model", "kwargs", "batch", "device", "precision"]
     assert all(f"--{option} " in out for option in options) and out.count("default:") >= len(options)
     assert "Exit code: 0" in out
