@@ -93,7 +93,8 @@ def test_a_package_loads_in_another_process(here: Path, run: Path) -> None:
     x = torch.randn(4, 3, 36, 45)
     with torch.no_grad():
         torch.save(dict(x=x, expected=load(locate(str(run), Choice()), Choice()).model(x)), "x.pt")
-    code = "import torch, visionattn; d = torch.load('x.pt', weights_only=True); y = torch.export.load('m.pt2').module()"
+    code = "import torch, visionattn; d = torch.load('x.pt', weights_only=True)"
+    code += "; y = torch.export.load('m.pt2').module()"
     code += "(d['x']); torch.testing.assert_close(y, d['expected'])"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=here, env={"PYTHONPATH": str(ROOT)})
 

@@ -12,7 +12,6 @@ import torch
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.arguments import Parser, json_object, positive
-from visionattn.training.classification import cpu_threads
 from visionattn.training.errors import UserError, one_line
 from visionattn.training.files import aside, require_free
 from visionattn.training.trained import Choice, Trained, load, locate
@@ -78,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0; 1 where an export differs from the model; 2 for the user's mistakes."""
     args = _parser().parse_args(argv)
     try:
-        with cpu_threads(args.threads):
-            _run(args)
+        _run(args)
     except UserError as error:
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -94,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     _check(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)  # fresh weights are the same each time
     choice = Choice(args.architecture, args.kwargs, args.weights, args.untrained, args.classes,
                     args.size[0] if args.size else None)  # fmt: skip

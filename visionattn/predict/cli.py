@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.arguments import Parser, json_object, positive
-from visionattn.training.classification import cpu_threads
 from visionattn.training.errors import Unreadable, UserError, one_line
 from visionattn.training.files import aside
 from visionattn.training.trained import Choice, running
@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0; 1 where some pictures could not be read; 2 for the user's mistakes."""
     args = _parser().parse_args(argv)
     try:
-        with cpu_threads(args.threads):
-            return _run(args)
+        return _run(args)
     except UserError as error:
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -90,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
     names = collect(args.images)
     folder = _folder(args.out, args.overwrite)
     choice = Choice(args.architecture, args.kwargs, args.weights, image_size=args.size)

@@ -60,7 +60,7 @@ def build(
 
 
 def classes_in(state_dict: dict[str, torch.Tensor], name: str) -> int | None:
-    """Rows of the classifier in a model's weights, None where no classifier is found."""
+    """Rows of the classifier in a file of weights, so that it loads strictly before it is replaced."""
     own = get_pretrained_cfg_value(name, "classifier") or ()
     for key in (*([own] if isinstance(own, str) else own), "head.fc", "head", "fc", "classifier"):
         if f"{key}.weight" in state_dict:

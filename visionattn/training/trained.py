@@ -174,6 +174,8 @@ def _agree(source: str, state: dict[str, Any], choice: Choice) -> None:
     wrong = next((key for key in ("model", "classes", "config") if key not in state), None)
     if wrong:
         raise UserError(f"{source} is no checkpoint of an image classifier: its {checkpoint.STATE} has no {wrong!r}")
+    if "detector" in state:
+        raise UserError(f"{source} is a detector; only visionattn predict takes those")
     require_known(state["model"])
     if choice.model not in (None, state["model"]):
         raise UserError(f"{source} was trained with model {state['model']}, but --model is {choice.model}")

@@ -12,7 +12,6 @@ import torch
 
 import visionattn  # noqa: F401  registers the models
 from visionattn.training import sources
-from visionattn.training.classification import cpu_threads
 from visionattn.training.config import DataConfig
 from visionattn.training.errors import UserError, one_line
 from visionattn.training.files import require_free
@@ -80,24 +79,25 @@ def run(names: Sequence[str], config: ValidateConfig) -> int:
     rows: list[dict[str, Any]] = []
     drawn: list[tuple[str, Result]] = []
     failed = False
-    with cpu_threads(config.threads):
-        for origin in origins:
-            try:
-                trained, data = _prepare(origin, choice, config)
-                result = evaluate(
-                    trained, pictures(data), data, device, autocast, config.bins, real, config.channels_last,
-                    config.compile)  # fmt: skip
-            except UserError as error:
-                if len(origins) == 1:
-                    raise
-                print(f"{PROG}: error: {origin.source}: {one_line(error)}", file=sys.stderr)
-                failed = True
-                continue
-            rows.append(report.row(trained, data, result, setting))
-            drawn.append((origin.source, result))
-            _tell(origin, result)
-            if file is not None:
-                file.add(rows[-1])
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    for origin in origins:
+        try:
+            trained, data = _prepare(origin, choice, config)
+            result = evaluate(
+                trained, pictures(data), data, device, autocast, config.bins, real, config.channels_last,
+                config.compile)  # fmt: skip
+        except UserError as error:
+            if len(origins) == 1:
+                raise
+            print(f"{PROG}: error: {origin.source}: {one_line(error)}", file=sys.stderr)
+            failed = True
+            continue
+        rows.append(report.row(trained, data, result, setting))
+        drawn.append((origin.source, result))
+        _tell(origin, result)
+        if file is not None:
+            file.add(rows[-1])
     if rows:
         print(report.table(rows))
         if file is not None:
