@@ -42,14 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Says what a trained model makes of pictures: as JSON, drawn beside each picture, and as a\n"
-        "contact sheet where there are several. Pictures in a folder with the name of a class are marked right or\n"
-        "wrong.",
+        description="Says what a trained model makes of pictures, as JSON, drawn, and as a contact sheet where there\n"
+        "are several: the classes of a classifier, the boxes (and masks) of a detector, the areas of a segmentor.\n"
+        "Pictures of a classifier in a folder with the name of a class are marked right or wrong.",
         epilog="Exit code: 0 when every picture was read; 1 when some could not be read (they are named and\n"
         "counted); 2 for a mistake in the options, the model, or where no picture could be read.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a run's folder, one of its checkpoints, a folder that 'visionattn export' "
+    add("model", metavar="MODEL", help="a run's folder (of classifier, detector or segmentor), one of its checkpoints "
+        "(of a segmentor: iter_N.pth), a folder that 'visionattn export' "
         "wrote, a file of weights with --model, or the name of a model with published weights")  # fmt: skip
     add("images", nargs="+", metavar="IMAGE", help="image files, folders, or lists (.txt) with a path a line")
     add("--out", type=Path, metavar="DIR",
@@ -59,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--top", type=positive(int), default=5, metavar="K", help="classes in an answer (default: %(default)s)")
     add("--threshold", type=_between, default=0.5, metavar="S",
         help="detection: score from which an object counts (default: %(default)s)")  # fmt: skip
-    add("--size", type=positive(int), metavar="N", help="height and width of the network's input (default: its own)")
+    add("--size", type=positive(int), metavar="N",
+        help="height and width of a classifier's input, short side of a detector's (default: its own)")  # fmt: skip
     add("--crop-pct", type=positive(float), metavar="P",
         help="the short side is resized to size / P and the centre is cropped (default: the model's own)")  # fmt: skip
     add("--weights", choices=("auto", "ema", "raw"), default="auto",
