@@ -138,7 +138,7 @@ def _range(program: ExportedProgram, n: int | torch.SymInt) -> Range | None:
 def _guards(program: ExportedProgram) -> Callable[[int, int], bool]:
     """Whether the graph's own guards let a size pass: they know more than its ranges do, such as roundings."""
     guards = getattr(program.module(), "_guards_fn", None)
-    if guards is None:  # torch before 2.12 has none
+    if guards is None:  # it is an internal of torch; the ranges have to do without it
         return lambda height, width: True
 
     def serves(height: int, width: int) -> bool:

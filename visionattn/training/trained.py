@@ -113,7 +113,7 @@ def locate(source: str, choice: Choice, detectors: bool = False) -> Origin:
     path = Path(source)
     if choice.untrained and not timm.is_model(source):
         raise UserError(f"{source!r} is no model that timm knows, and only such names can be untrained")
-    if path.is_dir() and not timm.is_model(source):
+    if path.is_dir() and not choice.untrained:
         return _folder(source, path, choice, detectors)
     if path.is_file():
         if path.name in (checkpoint.EMA, checkpoint.MODEL) and path.with_name(checkpoint.STATE).is_file():
