@@ -26,6 +26,13 @@ FAMILIES = {
     "fused_gcvit_xxtiny": [], "fused_davit_tiny": [], "fused_maxvit_tiny": [], "inline_swin_tiny": [],
     "inline_deit_tiny": [], "fused_swin_tiny": [], "vsa_swin_tiny": [],
 }  # fmt: skip
+ONE_STAGE = {"dims": [32], "depths": [1], "num_heads": [1]}
+SHORT = {
+    "gna_nano": ONE_STAGE, "nat_mini": ONE_STAGE, "fused_swin_tiny": {**ONE_STAGE, "depths": [2]},
+    "vsa_swin_tiny": ONE_STAGE, "fused_maxvit_tiny": ONE_STAGE, "fused_davit_tiny": ONE_STAGE,
+    "biformer_tiny": {**ONE_STAGE, "topk": [3]}, "fused_gcvit_xxtiny": {**ONE_STAGE, "depths": [2]},
+    "inline_swin_tiny": {**ONE_STAGE, "depths": [2], "linear_depths": [1]}, "inline_deit_tiny": {"depth": 1},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,19 @@ def test_a_package_loads_in_another_process(here: Path, run: Path) -> None:
     code += "; y = torch.export.load('m.pt2').module()"
     code += "(d['x']); torch.testing.assert_close(y, d['expected'])"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=here, env={"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_onnx_of_a_short_one_of_each_family_serves_other_sizes(
+    here: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--untrained", "--classes", 7, "--kwargs", json.dumps(SHORT[name]), "--size", "96x112"]
+    code = export(name, "m.onnx", *argv, "--sizes", "dynamic")
+    out = capsys.readouterr()
+    print(out.out, out.err)
+    assert code == 0
+    assert out.out.count("largest difference") == 5 and "done: m.onnx" in out.out
 
 
 @pytest.mark.slow
