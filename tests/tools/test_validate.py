@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1 and err[0].startswith("visionattn validate: error: ") and message in err[0], err
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+
+
+@pytest.mark.parametrize("package, dataset", [("webdataset", "wds"), ("datasets", "hfds")])
+def test_a_package_that_is_not_installed_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str, dataset: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert validate(run, "--data.dataset", dataset, "--data.root", "x") == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and f"pip install {package}" in err[0]
 
 
 def test_help_names_every_option_and_the_console_script_has_the_command(capsys: pytest.CaptureFixture[str]) -> None:
