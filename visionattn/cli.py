@@ -9,6 +9,9 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("visionattn.training.train", "train an image classifier"),
     "curves": ("visionattn.training.curves", "draw the curves of a run, while it runs too"),
+    "validate": ("visionattn.validate.cli", "evaluate trained classifiers: accuracy, calibration, speed"),
+    "predict": ("visionattn.predict.cli", "what a trained model says of pictures, as JSON and drawn"),
+    "export": ("visionattn.export.cli", "write a model as ONNX, as a torch.export package or as a timm folder"),
     "benchmark": ("visionattn.benchmark.cli", "measure kernels and models, draw the measurements"),
     "simulate": ("visionattn.simulate.cli", "bound the speed-up of a neighborhood attention by counting tiles"),
     "visualize": ("visionattn.visualize.cli", "draw where a query looks, over an image or as a pattern"),
