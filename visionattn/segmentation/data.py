@@ -167,7 +167,8 @@ def _load(path: str, kind: str, mode: str | None) -> np.ndarray:
             with Image.open(path) as picture:
                 return np.asarray(picture if mode is None else picture.convert(mode))
     except Exception as error:  # Pillow's formats have errors of their own
-        raise Unreadable(f"cannot read {kind} {path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Unreadable(f"cannot read {kind} {path}: {reason}") from None
 
 
 @DATASETS.register_module()
@@ -231,8 +232,8 @@ class ShapesScenes(Scenes):
         split: str,
         length: int,
         size: int | tuple[int, int] = 64,
-        objects: tuple[int, int] = (2, 4),
-        object_scale: tuple[float, float] = (0.15, 0.3),
+        objects: tuple[int, int] = (1, 3),
+        object_scale: tuple[float, float] = (0.2, 0.34),
         seed: int = 0,
         processes: int | None = None,
         pipeline: Sequence[dict | Callable] = (),

@@ -27,7 +27,7 @@ model = dict(
         drop_path=0.0,
         frozen_stages=-1,
         compile=False,
-        kwargs=dict(stem_stride=2),  # the pictures are small: the finest map is half of them a side
+        kwargs=dict(),
     ),
     decode_head=dict(
         type="UPerHead",
@@ -93,8 +93,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="SceneIoU", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-max_iters = 1200
-train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=400)
+max_iters = 1300
+train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=650)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -112,7 +112,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=200, max_keep_ckpts=2, save_best="mIoU"),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=100, max_keep_ckpts=2, save_best="mIoU"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))

@@ -1,4 +1,4 @@
-"""The training loop: what an iteration sees is a function of its number, so that a resumed run goes on as if undisturbed."""
+"""The training loop: what an iteration sees is a function of its number, so a resumed run goes on as if undisturbed."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class StepBatches(TrainingSampler):
 
 @LOOPS.register_module()
 class StatelessLoop(IterBasedTrainLoop):
-    """mmengine's loop of iterations whose order of pictures, augmentation and dropout depend on seed and iteration alone.
+    """mmengine's loop of iterations, whose order of pictures, augmentation and dropout depend on seed and iteration alone.
 
     mmengine itself repeats the order of the pictures after a resume by reading, and decoding, all that was seen before,
-    and draws other random numbers than an undisturbed run. Needs :class:`StepBatches` and the data sets of this package.
+    and draws other random numbers than an undisturbed run. Needs :class:`StepBatches` and this package's data sets.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

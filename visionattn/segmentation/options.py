@@ -42,8 +42,8 @@ def read_config(path: Path) -> Config:
 def override(config: Config, settings: Iterable[str]) -> None:
     """Put ``a.b.c=value`` settings into a config, each of which must be there or be an argument of what is built.
 
-    Values are Python's literals, or strings. Steps of a path may be numbers of list entries. Schedules that end with the
-    last iteration follow ``train_cfg.max_iters``.
+    Values are Python's literals, or strings. Steps of a path may be numbers of list entries. Schedules that end with
+    the last iteration follow ``train_cfg.max_iters``.
 
     Raises:
         UserError: for a setting without a value, a path that leads nowhere, or a value of another kind.

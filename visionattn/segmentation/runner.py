@@ -20,7 +20,6 @@ from visionattn.training.errors import Interrupted, UserError
 from .data import classes_of
 from .stack import read_checkpoint
 
-
 FOR_THE_FILE = ("------", "Config:", "Hooks will be executed", "The prefix is not set", '"FileClient" will be',
                 '"HardDiskBackend" is', "Distributed training is not used")  # fmt: skip
 
@@ -69,7 +68,7 @@ class SceneRunner(Runner):
         classes = self._classes()
         head = [key for key in state if re.search(r"(^|\.)(decode|auxiliary)_head\.(.*\.)?conv_seg\.", key)]
         new_head: list[str] = []
-        if trained != classes and any(len(state[key]) != len(classes) for key in head) or trained and trained != classes:
+        if trained != classes and (trained or any(len(state[key]) != len(classes) for key in head)):
             what = f"checkpoint {filename} is of {len(trained) or 'other'} classes ({_few(trained)})"
             if not self.fine_tunes:
                 raise UserError(f"{what}, but the data set has {len(classes)} ({_few(classes)})")

@@ -69,8 +69,8 @@ def use_cpu() -> None:
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """A checkpoint of mmengine, read without running anything that it contains.
 
-    PyTorch refuses what is not a tensor or a plain value unless it is named; mmengine keeps its smoothed logs as objects
-    of its own that hold arrays and scalars of NumPy.
+    PyTorch refuses what is not a tensor or a plain value unless it is named; mmengine keeps its smoothed logs as
+    objects of its own that hold arrays and scalars of NumPy.
 
     Raises:
         UserError: where it is missing, damaged or no checkpoint of a segmentor.

@@ -1,4 +1,4 @@
-"""``visionattn train-seg``: trains a segmentor with mmsegmentation. With no options at all: gna_nano on `shapes` scenes."""
+"""``visionattn train-seg``: trains a segmentor with mmsegmentation. With no options: gna_nano on `shapes` scenes."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", metavar="PATH",
         help="begin with these weights of the backbone: a run of visionattn train, or a file of weights")  # fmt: skip
     add("--load", type=Path, metavar="FILE",
-        help="begin with these weights of a whole segmentor; its heads' last layers are new for other classes")  # fmt: skip
-    add("--resume", metavar="auto|PATH", help="continue a run: the last one of this config, its folder, or a checkpoint")
+        help="begin with these weights of a segmentor; its heads' last layers are new for other classes")  # fmt: skip
+    add("--resume", metavar="auto|PATH", help="continue the last run of this config, a run folder, or a checkpoint")
     add("--eval", type=Path, metavar="FILE", help="only evaluate this checkpoint, or the last of this run folder")
     add("--run-dir", type=Path, metavar="DIR", help="(default: runs/seg-CONFIG, numbered where it is taken)")
     add("--iterations", type=positive(int), metavar="N", help="train so long; schedules follow")
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     if args.iterations is not None:
         settings.append(f"train_cfg.max_iters={args.iterations}")
     if args.checkpoint is not None:
-        settings.append(f"model.backbone.checkpoint={args.checkpoint!r}")
+        settings += [f"model.backbone.checkpoint={args.checkpoint!r}", "model.backbone.pretrained=False"]
     override(config, settings)
     if args.data_root is not None:
         _set_data_root(config, args.data_root)
@@ -130,7 +130,8 @@ def _finish(runner: Any, found: dict[str, float], folder: Path, args: argparse.N
     said = f"mIoU {found['mIoU']:.2f} %, pixel accuracy {found['aAcc']:.2f} %, per class {folder / 'classes.csv'}"
     if args.pictures > 0:
         loader = runner.val_dataloader if args.eval is None else runner.test_dataloader
-        draw_predictions(getattr(runner.model, "module", runner.model), loader.dataset, args.pictures, folder / PICTURES)
+        model = getattr(runner.model, "module", runner.model)
+        draw_predictions(model, loader.dataset, args.pictures, folder / PICTURES)
         said += f", pictures {folder / PICTURES}"
     print(f"done in {seconds:.0f} s: {said}")
 
@@ -225,8 +226,7 @@ def _check_classes(config: Any, dataset: Any) -> None:
 
 def _quiet() -> None:
     """Remarks of libraries to their own developers, which a user can do nothing about."""
-    for message in (".*find_loader.*", ".*avg_non_ignore.*", ".*pkg_resources.*", ".*Failed to search registry.*", ".*build_loss.*",
-                    ".*seg_pad_val.*", ".*torch.cuda.amp.*", ".*lr_scheduler.step.*"):  # fmt: skip
+    for message in (".*find_loader.*", ".*avg_non_ignore.*", ".*pkg_resources.*"):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("mmengine").setLevel(logging.INFO)
 

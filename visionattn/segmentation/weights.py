@@ -1,7 +1,7 @@
 """Feature pyramids of timm's registry: how they are made, filled with weights, and divided into layers.
 
-timm wraps a model that only gives features in one of several ways, which rename its parameters. Here a whole
-classifier is made beside it where one is needed, and names are compared without the punctuation that the wrappers change.
+timm wraps a model that only gives features in one of several ways, which rename its parameters. Here a whole classifier
+is made beside it where one is needed, and names are compared without the punctuation that the wrappers change.
 """
 
 from __future__ import annotations
