@@ -39,7 +39,7 @@ class StepBatches(TrainingSampler):
 
 @LOOPS.register_module()
 class StatelessLoop(IterBasedTrainLoop):
-    """mmengine's loop of iterations, whose order of pictures, augmentation and dropout depend on seed and iteration alone.
+    """mmengine's loop of iterations; order of pictures, augmentation and dropout depend on seed and iteration alone.
 
     mmengine itself repeats the order of the pictures after a resume by reading, and decoding, all that was seen before,
     and draws other random numbers than an undisturbed run. Needs :class:`StepBatches` and this package's data sets.
