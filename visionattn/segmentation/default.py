@@ -17,7 +17,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(64, 64),
+        size=(48, 48),
     ),
     backbone=dict(
         type="VisionAttnBackbone",
@@ -59,7 +59,7 @@ model = dict(
 )
 
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=32,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type="InfiniteSampler", shuffle=True),
@@ -67,8 +67,8 @@ train_dataloader = dict(
     dataset=dict(
         type="ShapesScenes",
         split="train",
-        length=3000,
-        size=64,
+        length=4000,
+        size=48,
         pipeline=[
             dict(type="RandomFlip", prob=0.5),
             dict(type="PackSegInputs"),
@@ -76,7 +76,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=20,
+    batch_size=50,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type="DefaultSampler", shuffle=False),
@@ -84,7 +84,7 @@ val_dataloader = dict(
         type="ShapesScenes",
         split="val",
         length=200,
-        size=64,
+        size=48,
         test_mode=True,
         pipeline=[dict(type="PackSegInputs")],
     ),
@@ -93,13 +93,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="SceneIoU", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-max_iters = 1300
-train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=650)
+max_iters = 1100
+train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=550)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=1.0),
     constructor="LayerDecayConstructor",
     paramwise_cfg=dict(layer_decay=1.0),

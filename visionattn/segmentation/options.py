@@ -93,16 +93,21 @@ def _set(config: Config, path: str, value: Any) -> None:
         if last not in allowed:
             raise UserError(f"setting {path}: {walked[:-1] or 'the config'} has no {last!r}{_near(last, allowed)}")
     old = place.get(last)
-    number = int | float
-    wrong = isinstance(old, number) and not isinstance(old, bool) and not isinstance(value, number)
-    wrong = wrong or isinstance(old, bool) and not isinstance(value, bool)
-    wrong = wrong or isinstance(old, number) and not isinstance(old, bool) and isinstance(value, bool)
-    wrong = wrong or isinstance(old, Mapping) and not isinstance(value, Mapping | None)
-    wrong = wrong or isinstance(old, str) and not isinstance(value, str | None)
-    if wrong:
+    if not _fits(old, value):
         kind = "a section" if isinstance(old, Mapping) else f"{type(old).__name__} ({old!r})"
         raise UserError(f"setting {path}: must be of the kind of the config's value, {kind}, got {value!r}")
     place[last] = value
+
+
+def _fits(old: Any, value: Any) -> bool:
+    """Whether a value may stand where the config has another; a number may become one an axis."""
+    if isinstance(old, bool):
+        return isinstance(value, bool)
+    if isinstance(old, int | float):
+        return isinstance(value, int | float | list | tuple) and not isinstance(value, bool)
+    if isinstance(old, str):
+        return isinstance(value, str | None)
+    return not isinstance(old, Mapping) or isinstance(value, Mapping | None)
 
 
 def _step(place: Any, step: str, walked: str, path: str) -> Any:

@@ -78,8 +78,15 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
+    def statistic(owner: type, name: str) -> Any:
+        """What pickle calls getattr for: the functions that summarise a log."""
+        if owner is not HistoryBuffer or name not in ("mean", "max", "min", "current"):
+            raise ValueError(f"it asks for {name} of {owner}")
+        return getattr(owner, name)
+
     multiarray = np._core.multiarray
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
+    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
+    allowed += [(statistic, "builtins.getattr")]
     allowed += [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool", "uint8")]
     if not Path(path).is_file():
         raise UserError(f"checkpoint {path} does not exist")
@@ -87,8 +94,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         with torch.serialization.safe_globals(allowed):
             found = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # each kind of damage has an error of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        unsafe = [line for line in lines if "Unsupported global" in line]
+        raise UserError(f"checkpoint {path} cannot be read: {(unsafe or lines)[0].strip()}") from None
     if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict) or "meta" not in found:
         raise UserError(
             f"checkpoint {path} is not one of a segmentor; weights of a backbone go to model.backbone.checkpoint"

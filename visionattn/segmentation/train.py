@@ -60,7 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--load", type=Path, metavar="FILE",
         help="begin with these weights of a segmentor; its heads' last layers are new for other classes")  # fmt: skip
     add("--resume", metavar="auto|PATH", help="continue the last run of this config, a run folder, or a checkpoint")
-    add("--eval", type=Path, metavar="FILE", help="only evaluate this checkpoint, or the last of this run folder")
+    add(
+        "--eval",
+        type=Path,
+        metavar="FILE",
+        help="only evaluate this checkpoint, or the last of this run folder, on val_dataloader",
+    )
     add("--run-dir", type=Path, metavar="DIR", help="(default: runs/seg-CONFIG, numbered where it is taken)")
     add("--iterations", type=positive(int), metavar="N", help="train so long; schedules follow")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     stop = StopCleanly()
     try:
         if args.eval is None:
-            _check_classes(config, runner.train_dataloader.dataset)
+            _check_heads(config, runner)
             runner.register_hook(stop)
             runner.train()
             found = getattr(runner.train_loop, "metrics", None) or runner.val_loop.run()
@@ -195,6 +200,8 @@ def _build(config: Any, train: bool) -> Any:
     from .runner import SceneRunner
 
     if not train:
+        config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
+        config.test_cfg = config.get("test_cfg") or dict(type="TestLoop")
         for name in ("train_dataloader", "train_cfg", "optim_wrapper", "val_dataloader", "val_cfg", "val_evaluator"):
             config.pop(name, None)
         config.param_scheduler = None
@@ -211,10 +218,17 @@ def _build(config: Any, train: bool) -> Any:
         raise UserError(f"the config cannot be built: {reason}") from None
 
 
-def _check_classes(config: Any, dataset: Any) -> None:
+def _check_heads(config: Any, runner: Any) -> None:
+    """Heads that fit neither classes nor maps fail much later, and in words of their own."""
     from .data import classes_of
 
+    dataset = runner.train_dataloader.dataset
+    maps = getattr(getattr(runner.model, "module", runner.model).backbone, "channels", None)
     count = len(classes_of(dataset))
+    if neck := config.model.get("neck"):
+        if maps and list(neck.in_channels) != maps:
+            raise UserError(f"model.neck.in_channels is {list(neck.in_channels)}, but the backbone's maps have {maps}")
+        maps = None
     for name in ("decode_head", "auxiliary_head"):
         head = config.model.get(name)
         for part in head if isinstance(head, list) else [head] if head else []:
@@ -222,6 +236,16 @@ def _check_classes(config: Any, dataset: Any) -> None:
                 raise UserError(
                     f"model.{name}.num_classes is {part.num_classes}, but {type(dataset).__name__} has {count} classes"
                 )
+            chosen, given = _listed(part.get("in_index", -1)), _listed(part.in_channels)
+            if maps and given != [maps[i] for i in chosen]:
+                raise UserError(
+                    f"model.{name}.in_channels is {given}, but the backbone's maps {chosen} of "
+                    f"{config.model.backbone.get('name')} have {[maps[i] for i in chosen]} channels"
+                )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _quiet() -> None:
