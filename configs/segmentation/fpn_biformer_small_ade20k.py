@@ -4,3 +4,4 @@ model = dict(
     backbone=dict(name="biformer_small", kwargs=dict(regions=8)),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
+train_dataloader = dict(batch_size=4)  # a GPU, of 8

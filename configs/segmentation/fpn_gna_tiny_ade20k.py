@@ -4,3 +4,4 @@ model = dict(
     backbone=dict(name="gna_tiny"),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
+train_dataloader = dict(batch_size=4)  # a GPU, of 8

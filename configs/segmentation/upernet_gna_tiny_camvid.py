@@ -1,5 +1,5 @@
 # From random weights; --checkpoint takes those of a backbone.
-_base_ = ["_base_/upernet.py", "_base_/camvid.py", "_base_/runtime.py"]
+_base_ = ["_base_/camvid.py"]
 model = dict(
     backbone=dict(name="gna_tiny"),
     decode_head=dict(in_channels=[64, 128, 256, 512]),

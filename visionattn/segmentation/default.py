@@ -17,7 +17,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(48, 48),
+        size=(40, 40),
     ),
     backbone=dict(
         type="VisionAttnBackbone",
@@ -27,7 +27,7 @@ model = dict(
         drop_path=0.0,
         frozen_stages=-1,
         compile=False,
-        kwargs=dict(),
+        kwargs=dict(stem_stride=2),  # small pictures: the finest map is half of them a side, the coarsest 3x3
     ),
     decode_head=dict(
         type="UPerHead",
@@ -59,7 +59,7 @@ model = dict(
 )
 
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=16,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type="InfiniteSampler", shuffle=True),
@@ -68,7 +68,7 @@ train_dataloader = dict(
         type="ShapesScenes",
         split="train",
         length=4000,
-        size=48,
+        size=40,
         pipeline=[
             dict(type="RandomFlip", prob=0.5),
             dict(type="PackSegInputs"),
@@ -84,7 +84,7 @@ val_dataloader = dict(
         type="ShapesScenes",
         split="val",
         length=200,
-        size=48,
+        size=40,
         test_mode=True,
         pipeline=[dict(type="PackSegInputs")],
     ),
@@ -93,8 +93,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="SceneIoU", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-max_iters = 1100
-train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=550)
+max_iters = 1600
+train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=400)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(

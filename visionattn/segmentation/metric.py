@@ -23,4 +23,4 @@ class SceneIoU(IoUMetric):
             print_log("no picture shows any class", logger="current")
         for name, value in zip(self.dataset_meta["classes"], iou.tolist()):
             metrics[f"IoU.{name}"] = round(100 * value, 2)
-        return {key: float(value) for key, value in metrics.items()}
+        return {key: round(float(value), 2) for key, value in metrics.items()}

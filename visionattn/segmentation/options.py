@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine import registry as registries
 from mmengine.config import Config
+from mmseg import registry as registries
 
 from visionattn.training.errors import UserError
 
@@ -126,6 +126,17 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
 
 
+def _parameters(built: Any) -> list[str]:
+    """Of a function, or a class and those that it hands its other arguments on to."""
+    names: list[str] = []
+    for part in inspect.getmro(built)[:-1] if inspect.isclass(built) else [built]:
+        own = inspect.signature(part.__init__ if inspect.isclass(part) else part).parameters
+        names += [name for name in own if name != "self"]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return names
+
+
 def _arguments(section: Mapping) -> list[str]:
     """What a section of a config may hold: what it holds, and the arguments of what is built from it."""
     names = list(section)
@@ -135,5 +146,5 @@ def _arguments(section: Mapping) -> list[str]:
     if isinstance(kind, str):
         found = (getattr(registries, name).get(kind) for name in KNOWN)
         for built in filter(None, found):
-            names += inspect.signature(built).parameters
+            names += _parameters(built)
     return [name for name in names if name not in ("args", "kwargs") or name in section]

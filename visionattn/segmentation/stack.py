@@ -13,7 +13,7 @@ import torch
 
 from visionattn.training.errors import UserError
 
-PACKAGES = ("mmseg", "mmengine", "mmcv", "ftfy", "regex")
+PACKAGES = ("mmseg", "mmengine", "mmcv", "ftfy", "regex", "setuptools")
 
 
 def load_mmseg() -> None:
@@ -25,6 +25,8 @@ def load_mmseg() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"segmentation needs {', '.join(missing)}: run pip install 'visionattn[seg]'")
+    # Python 3.12 has no distutils, which mmengine's report of the machine imports; setuptools brings it when imported.
+    importlib.import_module("setuptools")
     if "mmseg.models" not in sys.modules:
         _import_without_compiled_ops()
     from mmseg.utils import register_all_modules

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", type=Path, nargs="?", default=DEFAULT, help="a config of mmengine (default: the generated scenes)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="settings",
         help="change the config, as in model.backbone.drop_path=0.1 train_dataloader.batch_size=8")  # fmt: skip
     add("--data-root", metavar="DIR", help="folder of the data set")
     add("--checkpoint", metavar="PATH",

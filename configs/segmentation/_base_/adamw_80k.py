@@ -1,7 +1,6 @@
 # 80k iterations of AdamW at 32 images: BiFormer's schedule for Semantic FPN (arXiv 2303.08810), after UniFormer.
 max_iters = 80000
 train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=4000)
-train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=2e-4, betas=(0.9, 0.999), weight_decay=1e-4),

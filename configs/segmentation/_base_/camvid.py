@@ -1,5 +1,6 @@
 # CamVid's 367 training scenes of 480x360 with SegNet's 11 classes, and a recipe for training from random weights in
 # minutes on one GPU. The head is half as wide as ADE20K's.
+_base_ = ["upernet.py", "runtime.py"]
 data_root = "data/camvid"
 classes = 11
 max_iters = 3000
