@@ -4,7 +4,9 @@ The kernels' and models' figures come from the CSV files beside this script, the
 itself; each table replaces what stands between its pair of comments in the README.
 """
 
+import csv
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -164,6 +166,27 @@ def simulated(path: Path) -> str:
     return "\n".join([*parts, *_picture(path)])
 
 
+def camvid(path: Path) -> str:
+    """One machine's segmentation of CamVid: each backbone's accuracy over its seeds, time and memory."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = []
+    for config in dict.fromkeys(row["config"] for row in rows):
+        mine = [row for row in rows if row["config"] == config]
+        found = [float(row["miou"]) for row in mine]
+        spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
+        time = statistics.median(float(row["ms_per_iteration"]) for row in mine)
+        memory = max(float(row["memory_mib"]) for row in mine) / 1024
+        steps = statistics.median(int(row["iterations"]) for row in mine)
+        figures = [f"{statistics.fmean(found):.1f}{spread}", f"{steps:.0f}", f"{time:.0f}", f"{memory:.1f}"]
+        lines.append([f"`{config}`", str(len(mine)), *figures])
+    header = ["backbone", "seeds", "validation mIoU, %", "iterations", "ms an iteration", "GiB"]
+    first = rows[0]
+    longest = max(int(row["wall_s"]) for row in rows) / 60
+    setting = f"{first['device']}, {first['precision']}, torch {first['torch']}, at most {longest:.1f} minutes each"
+    return f"{setting}, from random weights:\n\n{markdown(header, lines)}"
+
+
 def sizes() -> str:
     """The backbones: parameters, and multiply-accumulates of one 224x224 image, counted on the meta device."""
     lines = []
@@ -195,6 +218,7 @@ def _all(kind: str, section) -> str:
 def fill(text: str) -> str:
     """The README's text with every table renewed."""
     tables = dict(sizes=sizes(), kernels=_all("kernels", kernels), models=_all("models", models))
+    tables["camvid"] = _all("camvid", camvid).replace("benchmark camvid", "train-seg")
     for name, body in (tables | dict(ops=other_ops(), simulator=_all("simulator", simulated))).items():
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         text, count = pattern.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)

@@ -24,8 +24,9 @@ def put(config, *settings: str) -> None:
 
 
 def test_values_are_numbers_lists_sections_and_strings(config) -> None:
-    put(config, "model.backbone.name=resnet50", "model.backbone.drop_path=0.2", "train_dataloader.dataset.size=(40, 56)",
-        "model.backbone.kwargs={'depth': 3}", "val_dataloader.num_workers=2", "param_scheduler.0.start_factor=0.5",
+    put(config, "model.backbone.name=resnet50", "model.backbone.drop_path=0.2",
+        "train_dataloader.dataset.size=(40, 56)", "model.backbone.kwargs={'depth': 3}",
+        "val_dataloader.num_workers=2", "param_scheduler.0.start_factor=0.5",
         "model.backbone.compile=true", "model.auxiliary_head=None")  # fmt: skip
     assert (config.model.backbone.name, config.model.backbone.drop_path) == ("resnet50", 0.2)
     assert config.train_dataloader.dataset.size == (40, 56) and config.model.backbone.kwargs.depth == 3
