@@ -50,6 +50,8 @@ def test_schedules_follow_the_length_of_the_run(config) -> None:
     put(config, "train_cfg.max_iters=12")
     assert config.param_scheduler[1].end == 12 and 1 <= config.param_scheduler[0].end < 12
     assert 1 <= config.train_cfg.val_interval <= 12
+    put(config, "train_cfg.val_interval=5", "train_cfg.max_iters=6")
+    assert config.train_cfg.val_interval == 5
 
 
 @pytest.mark.parametrize(

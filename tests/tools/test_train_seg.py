@@ -24,6 +24,7 @@ TINY = [
     "--set", f"model.backbone.kwargs={NARROW}", "model.decode_head.in_channels=[16, 16, 32, 32]",
     "model.decode_head.channels=8", "model.auxiliary_head.in_channels=32", "model.auxiliary_head.channels=8",
     "train_dataloader.batch_size=4", "default_hooks.checkpoint.interval=3", "default_hooks.logger.interval=1",
+    "train_cfg.val_interval=3",
 ]  # fmt: skip
 SHAPES = ["train_dataloader.dataset.length=20", "val_dataloader.dataset.length=6", "train_dataloader.dataset.size=32",
           "model.data_preprocessor.size=(32, 32)", "val_dataloader.dataset.size=(37, 53)"]  # fmt: skip

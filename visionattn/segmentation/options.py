@@ -43,20 +43,25 @@ def override(config: Config, settings: Iterable[str]) -> None:
     """Put ``a.b.c=value`` settings into a config, each of which must be there or be an argument of what is built.
 
     Values are Python's literals, or strings. Steps of a path may be numbers of list entries. Schedules that end with
-    the last iteration follow ``train_cfg.max_iters``.
+    the last iteration follow ``train_cfg.max_iters``, and so does how often a shorter run validates, unless it is set.
 
     Raises:
         UserError: for a setting without a value, a path that leads nowhere, or a value of another kind.
     """
     before = config.train_cfg.get("max_iters")
+    given = set()
     for setting in settings:
         path, equals, text = setting.partition("=")
+        given.add(path)
         if not equals or not path:
             raise UserError(f"setting {setting!r}: settings are written as model.backbone.name=gna_tiny")
         _set(config, path, _value(text))
     after = config.train_cfg.get("max_iters")
     if after != before and before and after:
         _follow(config, before, after)
+        interval = config.train_cfg.get("val_interval")
+        if interval and after < before and "train_cfg.val_interval" not in given:
+            config.train_cfg.val_interval = max(1, interval * after // before)
 
 
 def _follow(config: Config, before: int, after: int) -> None:
@@ -67,7 +72,6 @@ def _follow(config: Config, before: int, after: int) -> None:
         for edge in ("begin", "end"):
             if schedule.get(edge):
                 schedule[edge] = after if schedule[edge] == before else max(1, int(schedule[edge] * shrink))
-    config.train_cfg.val_interval = max(1, int(config.train_cfg.get("val_interval", before) * shrink))
 
 
 def _value(text: str) -> Any:
