@@ -88,6 +88,21 @@ def test_evaluation_repeats_the_figures_of_training_and_slides_too(trained: tupl
     assert classes(tmp_path / "slide") != classes(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_a_backbone_that_was_trained_as_a_classifier_is_taken_by_one_option(tmp_path: Path) -> None:
+    from visionattn.training import train as classifier
+
+    argv = ["--model.kwargs", NARROW.replace("'", '"').replace("(", "[").replace(")", "]"), "--data.image_size", "32"]
+    argv += ["--data.shapes_train", "32", "--data.shapes_val", "20", "--optim.batch_size", "16", "--run.device", "cpu"]
+    assert classifier.main([*argv, "--schedule.epochs", "1", "--run.dir", str(tmp_path / "classifier")]) == 0
+    assert train("--checkpoint", tmp_path / "classifier", "--run-dir", tmp_path / "seg", "--pictures", 0) == 0
+    log = next((tmp_path / "seg").glob("*/*.log")).read_text()
+    said = (
+        f"backbone gna_nano: weights of {tmp_path / 'classifier'} (10 classes); missing keys: none; unexpected keys: 4 "
+    )
+    assert said + "(norm.weight, norm.bias, head.fc.weight, head.fc.bias)" in log
+
+
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``refused(message, *argv, settings=())``: the run ends with code 2 and one line that says `message`."""

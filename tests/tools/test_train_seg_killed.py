@@ -17,11 +17,12 @@ from .test_train_seg import ROOT, SHAPES, TINY
 
 pytest.importorskip("mmseg", reason="needs the extra seg")
 pytestmark = pytest.mark.slow
+STEPS = 20
 ARGV = [*TINY, *SHAPES, "default_hooks.checkpoint.interval=1", "--device", "cpu", "--threads", "1", "--pictures", "0"]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen:
-    argv = [*ARGV, "--iterations", "40", "--run-dir", str(folder), *more]
+    argv = [*ARGV, "--iterations", str(STEPS), "--run-dir", str(folder), *more]
     return subprocess.Popen(
         [sys.executable, "-m", "visionattn.cli", "train-seg", *argv], cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -46,7 +47,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(
 ) -> None:
     rng, folder = random.Random(turn), tmp_path / "run"
     process = start(folder)
-    goal = rng.randint(3, 30)
+    goal = rng.randint(3, STEPS - 5)
     while last(folder) < goal:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -55,11 +56,11 @@ def test_killed_and_resumed_ends_with_the_same_bits(
             pass
     process.kill()
     process.wait()
-    assert process.returncode == -signal.SIGKILL and goal <= last(folder) < 40
+    assert process.returncode == -signal.SIGKILL and goal <= last(folder) < STEPS
     process = start(folder, "--resume", "auto")
     _, err = process.communicate()
     assert process.returncode == 0, err
-    one, two = (torch.load(path / "iter_40.pth", weights_only=False) for path in (undisturbed, folder))
+    one, two = (torch.load(path / f"iter_{STEPS}.pth", weights_only=False) for path in (undisturbed, folder))
     for part in ("state_dict", "optimizer", "param_schedulers"):
         assert equal_bits(one[part], two[part]), part
 
