@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("visionattn.training.train", "train an image classifier"),
+    "train-seg": ("visionattn.segmentation.train", "train a segmentor on mmsegmentation"),
     "curves": ("visionattn.training.curves", "draw the curves of a run, while it runs too"),
     "validate": ("visionattn.validate.cli", "evaluate trained classifiers: accuracy, calibration, speed"),
     "predict": ("visionattn.predict.cli", "what a trained model says of pictures, as JSON and drawn"),

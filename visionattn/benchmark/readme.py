@@ -6,7 +6,9 @@ table replaces what stands between its pair of comments in the README.
 
 from __future__ import annotations
 
+import csv
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -263,12 +265,34 @@ def sizes(folder: Path) -> str:
     return markdown(header, [line for _, line in sorted(lines)])  # ours first
 
 
-def _all(folder: Path, kind: str, section: Callable[[Path], str]) -> str:
+def camvid(path: Path) -> str:
+    """One machine's segmentation of CamVid: each backbone's accuracy over its seeds, time and memory."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = []
+    for config in dict.fromkeys(row["config"] for row in rows):
+        mine = [row for row in rows if row["config"] == config]
+        found = [float(row["miou"]) for row in mine]
+        spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
+        time = statistics.median(float(row["ms_per_iteration"]) for row in mine)
+        memory = max(float(row["memory_mib"]) for row in mine) / 1024
+        steps = statistics.median(int(row["iterations"]) for row in mine)
+        figures = [f"{statistics.fmean(found):.1f}{spread}", f"{steps:.0f}", f"{time:.0f}", f"{memory:.1f}"]
+        lines.append([f"`{config}`", str(len(mine)), *figures])
+    header = ["backbone", "seeds", "validation mIoU, %", "iterations", "ms an iteration", "GiB"]
+    first = rows[0]
+    longest = max(int(row["wall_s"]) for row in rows) / 60
+    setting = f"{first['device']}, {first['precision']}, torch {first['torch']}, at most {longest:.1f} minutes each"
+    return f"{setting}, from random weights:\n\n{markdown(header, lines)}"
+
+
+def _all(folder: Path, kind: str, section: Callable[[Path], str], command: str = "") -> str:
     found = [section(path) for path in sorted(folder.glob(f"*_{kind}.csv"))]
-    return "\n\n".join(found) or f"No results are kept here yet: `visionattn benchmark {kind}` on a GPU measures them."
+    command = command or f"benchmark {kind}"
+    return "\n\n".join(found) or f"No results are kept here yet: `visionattn {command}` on a GPU measures them."
 
 
-PLACES = ("sizes", "headlines", "overviews", "kernels", "ops", "models", "simulator")
+PLACES = ("sizes", "headlines", "overviews", "kernels", "ops", "models", "simulator", "camvid")
 
 
 def _place(name: str) -> re.Pattern[str]:
@@ -297,7 +321,7 @@ def fill(text: str, folder: Path) -> str:
     whole = f"{_all(folder, 'models', models)}\n\n{overviews(folder, OF_MODELS)}".strip()
     neighborhoods = folded("Neighborhood", _all(folder, "kernels", kernels))
     bodies = (sizes(folder), headlines(folder), overviews(folder), neighborhoods, other_ops(folder), whole,
-              _all(folder, "simulator", simulated))  # fmt: skip
+              _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"))  # fmt: skip
     for name, body in zip(PLACES, bodies, strict=True):
         text = _place(name).sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
     return text
