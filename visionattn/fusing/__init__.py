@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
+import torch.fx
 from torch import nn
 
 from visionattn.fusing import davit, gcvit, halo, maxvit, swin
@@ -146,6 +148,8 @@ def _require_module(model: nn.Module) -> None:
 
 def _why_other(module: nn.Module) -> str | None:
     """Why attention of timm's that no recipe is for is left; None where ``module`` is nothing of the kind."""
+    if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
+        return "it is a graph already; fuse before a model is traced"
     path = f"{type(module).__module__}.{type(module).__qualname__}"
     if not path.startswith("timm."):
         return None
