@@ -21,7 +21,7 @@ def gcvit(**options) -> nn.Module:
 SHORT = {
     "swin": (
         "swin_tiny_patch4_window7_224",
-        dict(embed_dim=16, depths=(2, 2), num_heads=(1, 2), img_size=56),
+        dict(embed_dim=16, depths=(2, 1), num_heads=(1, 2), img_size=56),
         (2, 3, 56, 56),
     ),
     "swin any size": (

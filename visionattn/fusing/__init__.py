@@ -8,6 +8,7 @@ models can do go on working.
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -78,12 +79,12 @@ def fuse(model: nn.Module) -> FuseReport:
     """Lets the attention in a model of timm run our kernels, in place.
 
     Takes any module that holds, at any depth, timm's Swin (v1), MaxViT and MaxxViT, DaViT, GC ViT or halo attention:
-    models, ``features_only`` models, detectors and segmentors around them, before or after ``DistributedDataParallel``.
-    Fuse before ``torch.compile``'s first call, ``torch.export`` and FSDP. The model keeps its parameters, state dict
-    (keys, values, order), outputs and gradients up to rounding, and every method; it trains, compiles, checkpoints
-    gradients, copies, pickles and changes its input size as before. Maps that windows or blocks do not divide, which
-    timm's MaxViT, GC ViT and HaloNet refuse, are taken too, as our own models take them. On a CPU, the kernels'
-    references run.
+    models, ``features_only`` models, detectors and segmentors around them, before or after ``DistributedDataParallel``
+    and ``torch.compile`` (what was compiled before is compiled anew), before FSDP and any tracing or export. The model
+    keeps its parameters, state dict (keys, values, order), outputs and gradients up to rounding, and every method; it
+    trains, compiles, checkpoints gradients, copies, pickles and changes its input size as before. Maps that windows or
+    blocks do not divide, which timm's MaxViT and HaloNet refuse, are taken too, as our own models take them. On a CPU,
+    the kernels' references run.
 
     Hooks on an attention module go on firing; where timm calls it with windows [B * windows, N, C], they now see the
     map [B, H, W, C].
@@ -100,7 +101,7 @@ def fuse(model: nn.Module) -> FuseReport:
         TypeError: if ``model`` is no ``torch.nn.Module``.
     """
     _require_module(model)
-    fused, left, seen = [], [], set()
+    fused, left, seen, swapped = [], [], set(), False
     for name, module in model.named_modules():
         if id(module) in seen:
             continue
@@ -118,7 +119,10 @@ def fuse(model: nn.Module) -> FuseReport:
             continue
         if type(module) is recipe.original:
             recipe.swap(module)
+            swapped = True
         fused.append(Fused(name, recipe.kind))
+    if swapped:
+        _forget_graphs()
     return FuseReport(type(model).__name__, tuple(fused), tuple(left))
 
 
@@ -138,7 +142,15 @@ def unfuse(model: nn.Module) -> list[str]:
             )
     for _, module in found:
         module.__class__ = _ORIGINALS[type(module)]
+    if found:
+        _forget_graphs()
     return [name for name, _ in found]
+
+
+def _forget_graphs() -> None:
+    """Has everything that torch.compile has compiled compiled anew: not every torch looks at the classes of modules."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _require_module(model: nn.Module) -> None:
