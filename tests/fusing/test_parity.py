@@ -9,7 +9,7 @@ from visionattn.fusing import fuse, unfuse
 
 SHORT = (
     *("swin", "swin any size", "maxvit", "maxvit rw", "maxvit rmlp", "maxvit pm"),
-    *("davit", "davit v2", "gcvit", "halonet"),
+    *("davit", "davit v2", "gcvit", pytest.param("halonet", marks=pytest.mark.slow)),
 )
 FULL = ("swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224", "davit_tiny", "gcvit_tiny", "halonet50ts")
 
