@@ -84,7 +84,7 @@ def shares(name: str, batch: int, size: int, device: torch.device, dtype: torch.
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return share.measure(model, step)
+    return share.measure(model, step, steps=1)
 
 
 def run(
@@ -99,20 +99,23 @@ def run(
     origin: dict[str, str],
     say: Callable[[str], None],
 ) -> None:
-    """Compares, profiles and measures every model, timm's and fused, eager and those in ``compiled`` compiled too."""
-    for name in names:
+    """Compares, profiles and measures every model, timm's and fused; then those in ``compiled`` again, compiled."""
+    notes = {}
+    for name, mode in [(name, None) for name in names] + [(name, "default") for name in compiled]:
         side = size or image_size(name)
-        note = agreement(name, side, device, dtype)
-        say(f"{name} {side}x{side}: {note}")
-        for mode in [None, *["default"] * (name in compiled)]:
-            for who in (TIMM + name, FUSED + name):
-                values = _measure(who, batch, side, device, dtype, mode, steps)
-                values["note"] = "; ".join(filter(None, (note if who.startswith(FUSED) else "", values.get("note"))))
-                fixed = {"model": who, "pass": "training", "batch": batch, "size": side, "channels_last": True}
-                fixed |= {"dtype": str(dtype).removeprefix("torch."), "compiled": mode or "no", **origin}
-                row = records.add(**fixed, **{k: v for k, v in values.items() if k in records.columns})
-                records.write()
-                say(f"  {who}{' compiled' if mode else ''}: {row['images_per_s'] or row['note']} images/s")
+        if name not in notes:
+            notes[name] = agreement(name, side, device, dtype)
+            say(f"{name} {side}x{side}: {notes[name]}")
+        for who in (TIMM + name, FUSED + name):
+            values = _measure(who, batch, side, device, dtype, mode, steps)
+            note = notes[name] if who.startswith(FUSED) else ""
+            values["note"] = "; ".join(filter(None, (note, values.get("note"))))
+            fixed = {"model": who, "pass": "training", "batch": batch, "size": side, "channels_last": True}
+            fixed |= {"dtype": str(dtype).removeprefix("torch."), "compiled": mode or "no", **origin}
+            row = records.add(**fixed, **{k: v for k, v in values.items() if k in records.columns})
+            records.write()
+            found = f"{row['images_per_s']} images/s" if row["images_per_s"] else row["note"]
+            say(f"  {who}{' compiled' if mode else ''}: {found}")
 
 
 def _measure(
