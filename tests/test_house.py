@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 # Every package may import those to its left; the bare package registers the models.
 ORDER = (
     *("kernels", "layers", "models", "", "training", "segmentation", "detection", "simulate", "visualize", "benchmark"),
-    *("validate", "predict", "export", "cli", "tools"),
+    *("validate", "predict", "export", "cli", "__main__", "tools"),
 )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "models": ("visionattn.listing", "list the backbones"),
+    "env": ("visionattn.environment", "versions, GPUs, which kernels run here and why"),
     "train": ("visionattn.training.train", "train an image classifier"),
     "train-seg": ("visionattn.segmentation.train", "train a segmentor on mmsegmentation"),
     "curves": ("visionattn.training.curves", "draw the curves of a run, while it runs too"),
@@ -34,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"visionattn: error: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[name][0]).main(arguments[1:])
+    try:
+        return importlib.import_module(COMMANDS[name][0]).main(arguments[1:])
+    except BrokenPipeError:  # who reads has had enough, as head has; nothing may be flushed into the pipe any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 if __name__ == "__main__":

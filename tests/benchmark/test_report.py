@@ -11,7 +11,7 @@ from visionattn.benchmark.cases import CLASSIFIER, SWIN, WIDE
 from visionattn.benchmark.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("sizes", "headlines", "overviews", "kernels", "models", "ops", "simulator")
+NAMES = ("sizes", "headlines", "overviews", "kernels", "models", "ops", "simulator", "camvid", "fused")
 ORIGIN = dict(gpu="a GPU", torch="9.9")
 
 

@@ -178,6 +178,7 @@ def draw(path: Path, folder: Path) -> Path:
     target = folder / f"{path.stem}.png"
     kinds = {columns: draw_kernels for columns, _ in records.KERNEL_RECORDS.values()}
     kinds |= {records.MODEL_COLUMNS: draw_models, records.SIMULATOR_COLUMNS: draw_simulator}
+    kinds[records.FUSED_COLUMNS] = draw_models
     kind = kinds.get(tuple(rows[0]))
     if kind is None:
         known = "kernels, simulator or models"

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import visionattn  # noqa: F401  registers our models with timm
 from visionattn.training.errors import UserError
 
-from . import records, simulator, summary
+from . import fused, records, simulator, summary
 
 Rows = Sequence[dict[str, str]]
 FAMILIES = ["gna_*", "nat_*", "dinat_*", "fused_*", "biformer_*", "inline_*", "vsa_*"]
@@ -265,6 +265,17 @@ def sizes(folder: Path) -> str:
     return markdown(header, [line for _, line in sorted(lines)])  # ours first
 
 
+def fused_models(path: Path) -> str:
+    """One machine's models of timm before and after visionattn.fuse."""
+    rows = records.read(path, records.FUSED_COLUMNS)
+    parts = []
+    for batch, dtype in dict.fromkeys((row["batch"], row["dtype"]) for row in rows):
+        mine = [row for row in rows if (row["batch"], row["dtype"]) == (batch, dtype)]
+        names = list(dict.fromkeys(row["model"].partition("/")[2] for row in mine))
+        parts += [f"{_setting(mine[0])}, batch {batch}, training.", "", fused.render(mine, names), ""]
+    return "\n".join([*parts, *_picture(path)]).rstrip()
+
+
 def camvid(path: Path) -> str:
     """One machine's segmentation of CamVid: each backbone's accuracy over its seeds, time and memory."""
     with path.open(newline="") as file:
@@ -292,7 +303,7 @@ def _all(folder: Path, kind: str, section: Callable[[Path], str], command: str =
     return "\n\n".join(found) or f"No results are kept here yet: `visionattn {command}` on a GPU measures them."
 
 
-PLACES = ("sizes", "headlines", "overviews", "kernels", "ops", "models", "simulator", "camvid")
+PLACES = ("sizes", "headlines", "overviews", "kernels", "ops", "models", "simulator", "camvid", "fused")
 
 
 def _place(name: str) -> re.Pattern[str]:
@@ -321,7 +332,7 @@ def fill(text: str, folder: Path) -> str:
     whole = f"{_all(folder, 'models', models)}\n\n{overviews(folder, OF_MODELS)}".strip()
     neighborhoods = folded("Neighborhood", _all(folder, "kernels", kernels))
     bodies = (sizes(folder), headlines(folder), overviews(folder), neighborhoods, other_ops(folder), whole,
-              _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"))  # fmt: skip
+              _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"), _all(folder, "fused", fused_models))  # fmt: skip
     for name, body in zip(PLACES, bodies, strict=True):
         text = _place(name).sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
     return text
