@@ -332,7 +332,8 @@ def fill(text: str, folder: Path) -> str:
     whole = f"{_all(folder, 'models', models)}\n\n{overviews(folder, OF_MODELS)}".strip()
     neighborhoods = folded("Neighborhood", _all(folder, "kernels", kernels))
     bodies = (sizes(folder), headlines(folder), overviews(folder), neighborhoods, other_ops(folder), whole,
-              _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"), _all(folder, "fused", fused_models))  # fmt: skip
+              _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"),
+              _all(folder, "fused", fused_models))  # fmt: skip
     for name, body in zip(PLACES, bodies, strict=True):
         text = _place(name).sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
     return text
