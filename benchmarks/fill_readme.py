@@ -164,17 +164,6 @@ def simulated(path: Path) -> str:
     return "\n".join([*parts, *_picture(path)])
 
 
-def fused_models(path: Path) -> str:
-    """One machine's models of timm before and after visionattn.fuse."""
-    rows = records.read(path, records.FUSED_COLUMNS)
-    parts = []
-    for batch, dtype in dict.fromkeys((row["batch"], row["dtype"]) for row in rows):
-        mine = [row for row in rows if (row["batch"], row["dtype"]) == (batch, dtype)]
-        names = list(dict.fromkeys(row["model"].partition("/")[2] for row in mine))
-        parts += [f"{_setting(mine[0])}, batch {batch}, training.", "", fused.render(mine, names), ""]
-    return "\n".join([*parts, *_picture(path)]).rstrip()
-
-
 def sizes() -> str:
     """The backbones: parameters, and multiply-accumulates of one 224x224 image, counted on the meta device."""
     lines = []
@@ -206,7 +195,7 @@ def _all(kind: str, section) -> str:
 def fill(text: str) -> str:
     """The README's text with every table renewed."""
     tables = dict(sizes=sizes(), kernels=_all("kernels", kernels), models=_all("models", models))
-    tables["fused"] = _all("fused", fused_models)
+    tables["fused"] = _all("fused", fused.section)
     for name, body in (tables | dict(ops=other_ops(), simulator=_all("simulator", simulated))).items():
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         text, count = pattern.subn(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
