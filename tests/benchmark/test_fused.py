@@ -100,6 +100,7 @@ def test_the_command_writes_lines_and_prints_the_table(tmp_path, capsys):
     assert "from float32: output" in rows[1]["note"]
     table = fused.render(rows, [NAME])
     assert table in capsys.readouterr().out and table.count("\n") == 2 and "| test_maxvit |" in table
+    assert fused.section(path).endswith(table) and "float32, batch 1, training, torch " in fused.section(path)
     assert main(["plot", str(path), "--out-dir", str(tmp_path)]) == 0
     assert (tmp_path / "cpu_fused.png").stat().st_size > 1000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import timm
 import torch
@@ -14,9 +15,8 @@ from torch.nn.functional import cross_entropy
 from visionattn.fusing import fuse
 from visionattn.training.errors import UserError
 
-from . import share
+from . import records, share
 from .models import FUSED, build, measure_model
-from .records import Records
 
 TIMM = "timm/"
 CHECKED = 8  # images that both are compared on first
@@ -90,7 +90,7 @@ def shares(name: str, batch: int, size: int, device: torch.device, dtype: torch.
 def run(
     names: Sequence[str],
     compiled: Sequence[str],
-    records: Records,
+    kept: records.Records,
     batch: int,
     size: int | None,
     device: torch.device,
@@ -112,8 +112,8 @@ def run(
             values["note"] = "; ".join(filter(None, (note, values.get("note"))))
             fixed = {"model": who, "pass": "training", "batch": batch, "size": side, "channels_last": True}
             fixed |= {"dtype": str(dtype).removeprefix("torch."), "compiled": mode or "no", **origin}
-            row = records.add(**fixed, **{k: v for k, v in values.items() if k in records.columns})
-            records.write()
+            row = kept.add(**fixed, **{k: v for k, v in values.items() if k in kept.columns})
+            kept.write()
             found = f"{row['images_per_s']} images/s" if row["images_per_s"] else row["note"]
             say(f"  {who}{' compiled' if mode else ''}: {found}")
 
@@ -169,6 +169,18 @@ def render(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
             )
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def section(path: Path) -> str:
+    """The README's tables of one machine's file: a setting and :func:`render` for each batch and dtype."""
+    rows = records.read(path, records.FUSED_COLUMNS)
+    parts = []
+    for key in dict.fromkeys((row["gpu"], row["batch"], row["dtype"]) for row in rows):
+        mine = [row for row in rows if (row["gpu"], row["batch"], row["dtype"]) == key]
+        versions = ", ".join(f"{name} {mine[0][name]}" for name in ("torch", "triton", "timm") if mine[0][name])
+        names = list(dict.fromkeys(row["model"].partition("/")[2] for row in mine))
+        parts.append(f"{key[0]}, {key[2]}, batch {key[1]}, training, {versions}.\n\n{render(mine, names)}")
+    return "\n\n".join(parts)
 
 
 def _rates(theirs: Mapping[str, str], ours: Mapping[str, str]) -> tuple[str, str, str]:

@@ -265,17 +265,6 @@ def sizes(folder: Path) -> str:
     return markdown(header, [line for _, line in sorted(lines)])  # ours first
 
 
-def fused_models(path: Path) -> str:
-    """One machine's models of timm before and after visionattn.fuse."""
-    rows = records.read(path, records.FUSED_COLUMNS)
-    parts = []
-    for batch, dtype in dict.fromkeys((row["batch"], row["dtype"]) for row in rows):
-        mine = [row for row in rows if (row["batch"], row["dtype"]) == (batch, dtype)]
-        names = list(dict.fromkeys(row["model"].partition("/")[2] for row in mine))
-        parts += [f"{_setting(mine[0])}, batch {batch}, training.", "", fused.render(mine, names), ""]
-    return "\n".join([*parts, *_picture(path)]).rstrip()
-
-
 def camvid(path: Path) -> str:
     """One machine's segmentation of CamVid: each backbone's accuracy over its seeds, time and memory."""
     with path.open(newline="") as file:
@@ -333,7 +322,7 @@ def fill(text: str, folder: Path) -> str:
     neighborhoods = folded("Neighborhood", _all(folder, "kernels", kernels))
     bodies = (sizes(folder), headlines(folder), overviews(folder), neighborhoods, other_ops(folder), whole,
               _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"),
-              _all(folder, "fused", fused_models))  # fmt: skip
+              _all(folder, "fused", fused.section))  # fmt: skip
     for name, body in zip(PLACES, bodies, strict=True):
         text = _place(name).sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
     return text
