@@ -32,6 +32,8 @@ SHORT = {
     "vsa_swin_tiny": ONE_STAGE, "fused_maxvit_tiny": ONE_STAGE, "fused_davit_tiny": ONE_STAGE,
     "biformer_tiny": {**ONE_STAGE, "topk": [3]}, "fused_gcvit_xxtiny": {**ONE_STAGE, "depths": [2]},
     "inline_swin_tiny": {**ONE_STAGE, "depths": [2], "linear_depths": [1]}, "inline_deit_tiny": {"depth": 1},
+    "fused_halonet26t": {"dims": [32, 64], "depths": [1, 1], "mid_dims": [16, 32], "halos": [[], None],
+                         "num_heads": [2, 2], "block_size": 4, "halo_size": 1},
 }  # fmt: skip
 
 
