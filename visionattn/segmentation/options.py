@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmseg import registry as registries
 
+from visionattn.recipes import locate
 from visionattn.training.errors import UserError
 
 KNOWN = ("MODELS", "DATASETS", "TRANSFORMS", "LOOPS", "HOOKS", "METRICS", "OPTIMIZERS", "PARAM_SCHEDULERS",
@@ -21,11 +22,12 @@ NEEDED = ("model", "train_dataloader", "val_dataloader", "val_evaluator", "train
 
 
 def read_config(path: Path) -> Config:
-    """A config of mmengine with its ``_base_`` files.
+    """A config of mmengine with its ``_base_`` files; a recipe that came with the package is found by its name.
 
     Raises:
         UserError: where it is missing, cannot be run, or lacks a part that training needs.
     """
+    path = locate(path)
     if not path.is_file():
         raise UserError(f"config {path}: no such file")
     try:
