@@ -102,6 +102,9 @@ def run(config: TrainConfig) -> dict[str, float]:
             f"(top-5 {found['top5']:.2f} %, loss {found['val_loss']:.4f}, {found['val_images']} images); "
             f"curves {folder / 'curves.png'}, checkpoint {folder / 'checkpoints' / 'last'}",
             highlight=False, soft_wrap=True)  # fmt: skip
+    if accelerator.num_processes > 1:  # or a process that still talks to the others dies as they leave
+        accelerator.wait_for_everyone()
+        torch.distributed.destroy_process_group()
     return found
 
 
