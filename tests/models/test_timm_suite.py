@@ -74,8 +74,8 @@ def suite(request) -> Path:
         if done.returncode or not archives:
             said = (done.stderr.strip().splitlines() or ["no message"])[-1]
             pytest.skip(f"timm {version}'s source distribution cannot be fetched: {said}")
-        with tarfile.open(archives[0]) as archive, archive.extractfile(f"timm-{version}/tests/test_models.py") as source:
-            (Path(tmp) / path.name).write_bytes(source.read())
+        with tarfile.open(archives[0]) as archive:
+            (Path(tmp) / path.name).write_bytes(archive.extractfile(f"timm-{version}/tests/test_models.py").read())
         shutil.move(Path(tmp) / path.name, path)
     return path
 
