@@ -140,3 +140,17 @@ def test_batch_norms_are_made_common_to_all_processes(tiny: Callable[..., TrainC
     config = tiny("--run.sync_bn", "true", "--model.name", "resnet10t", "--model.kwargs", "{}")
     model = create_model(config, CLASSES)
     assert sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules()) > 5
+
+
+def test_weights_that_cannot_be_fetched_are_one_line_whatever_the_library_raises(
+    tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreachable(Exception):
+        pass
+
+    def fetch(*args: object, **kwargs: object) -> None:
+        raise Unreachable("no route to the server\nand more")
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    with pytest.raises(UserError, match="^model gna_nano cannot be built: no route to the server$"):
+        create_model(tiny("--model.pretrained", "true"), CLASSES)

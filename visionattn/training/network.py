@@ -38,8 +38,8 @@ def build(
     """
     if not timm.is_model(name):
         family = name.split("_")[0]
-        known = timm.list_models(f"{family}*")[:6] or timm.list_models("gna*")
-        raise UserError(f"{option} is {name!r}, which timm does not know; for example: {', '.join(known)}")
+        near = timm.list_models(f"{family}*")[:6] or timm.list_models("gna*")
+        raise UserError(f"{option} is {name!r}, which timm does not know; for example: {', '.join(near)}")
     count, new_head = len(classes), False
     if weights is not None:
         state_dict, trained = read_weights(weights)
@@ -47,9 +47,12 @@ def build(
         new_head = count != len(classes) or trained not in (None, list(classes))
         overlay = dict(state_dict=state_dict, num_classes=count, hf_hub_id=None, source="")
         more, pretrained = more | dict(pretrained_cfg_overlay=overlay), True
+    known = (TypeError, ValueError, RuntimeError, KeyError, AssertionError)
+    if pretrained and weights is None:
+        known = Exception  # of whatever library fetches them: without a network each raises its own
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=count, **{**more, **kwargs})
-    except (TypeError, ValueError, RuntimeError, KeyError, AssertionError) as error:
+    except known as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if weights is not None:
             raise UserError(f"checkpoint {weights} does not fit {option} {name}: {reason}") from None
