@@ -152,5 +152,6 @@ def test_weights_that_cannot_be_fetched_are_one_line_whatever_the_library_raises
         raise Unreachable("no route to the server\nand more")
 
     monkeypatch.setattr(timm, "create_model", fetch)
-    with pytest.raises(UserError, match="^model gna_nano cannot be built: no route to the server$"):
+    said = "^the published weights of gna_nano cannot be fetched: no route to the server$"
+    with pytest.raises(UserError, match=said):
         create_model(tiny("--model.pretrained", "true"), CLASSES)

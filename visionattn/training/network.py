@@ -47,19 +47,23 @@ def build(
         new_head = count != len(classes) or trained not in (None, list(classes))
         overlay = dict(state_dict=state_dict, num_classes=count, hf_hub_id=None, source="")
         more, pretrained = more | dict(pretrained_cfg_overlay=overlay), True
-    known = (TypeError, ValueError, RuntimeError, KeyError, AssertionError)
-    if pretrained and weights is None:
-        known = Exception  # of whatever library fetches them: without a network each raises its own
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=count, **{**more, **kwargs})
-    except known as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (TypeError, ValueError, RuntimeError, KeyError, AssertionError) as error:
         if weights is not None:
-            raise UserError(f"checkpoint {weights} does not fit {option} {name}: {reason}") from None
-        raise UserError(f"model {name} cannot be built: {reason}") from None
+            raise UserError(f"checkpoint {weights} does not fit {option} {name}: {_first_line(error)}") from None
+        raise UserError(f"model {name} cannot be built: {_first_line(error)}") from None
+    except Exception as error:  # without a network each library that fetches raises its own
+        if not pretrained or weights is not None:
+            raise
+        raise UserError(f"the published weights of {name} cannot be fetched: {_first_line(error)}") from None
     if new_head:
         model.reset_classifier(len(classes))
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def classes_in(state_dict: dict[str, torch.Tensor], name: str) -> int | None:

@@ -88,11 +88,6 @@ def load(name: str | None, pretrained: bool, weights: str | None) -> Source:
         model = network.build("--model", name, options, FRESH_CLASSES, pretrained, weights)
     except UserError as error:
         raise UserError(str(error).replace("checkpoint", "--checkpoint", 1)) from None
-    except Exception as error:  # whatever a hub's client raises without a network
-        if not pretrained:
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the published weights of {name} cannot be fetched: {reason}") from None
     known = getattr(model, "pretrained_cfg", None) or timm.get_pretrained_cfg(name).to_dict()
     data = state.get("config", {}).get("data", {})
     side = data.get("image_size") or min(known["input_size"][1:])
