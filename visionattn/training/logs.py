@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from .config import TrainConfig
 from .errors import UserError
 from .options import plain
+from .recipe import Recipe
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,7 +64,7 @@ class RunLog:
         UserError: for Weights & Biases without its package.
     """
 
-    def __init__(self, folder: Path, metrics: list[str], start: int, config: TrainConfig):
+    def __init__(self, folder: Path, metrics: list[str], start: int, config: Recipe):
         self.folder = folder
         self.steps = Table(folder / "steps.csv", ["step", "epoch", "loss", "lr", "images_per_s", "memory_gib"], start)
         self.epochs = Table(folder / "epochs.csv", ["step", "epoch", "train_loss", *metrics, "seconds"], start)
@@ -103,7 +103,7 @@ class RunLog:
             self.wandb.finish()
 
 
-def _start_wandb(folder: Path, config: TrainConfig) -> Any:
+def _start_wandb(folder: Path, config: Recipe) -> Any:
     try:
         import wandb
     except ImportError:
