@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("visionattn.training.train", "train an image classifier"),
+    "train_det": ("visionattn.detection.train", "train a detector"),
     "curves": ("visionattn.training.curves", "draw the curves of a run, while it runs too"),
     "benchmark": ("visionattn.benchmark.cli", "measure kernels and models, draw the measurements"),
     "simulate": ("visionattn.simulate.cli", "bound the speed-up of a neighborhood attention by counting tiles"),

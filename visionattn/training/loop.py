@@ -100,7 +100,7 @@ class Trainer:
         self.schedule = self._schedule()
 
     def _share_out(self, model: nn.Module, how: dict[str, Any]) -> None:
-        """Weights and averages in parts; and a whole model to evaluate, as processes may have unequally many batches."""
+        """Weights and averages in parts; and a whole model to evaluate, as processes may differ in how many batches."""
         sharded.require_elementwise(self.config.optim.name)
         self.whole = copy.deepcopy(model).requires_grad_(False)
         if how:

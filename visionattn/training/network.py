@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from .config import TrainConfig
 from .errors import UserError
 from .randomness import Purpose, seed_host, seed_of
 
+Weights = tuple[dict[str, torch.Tensor], list[str] | None]
+"""A state dict, and the names of the classes where they are known."""
+
 
 def build(
     option: str, name: str, kwargs: dict[str, Any], classes: list[str], pretrained: bool, weights: str | None,
-    **more: Any,
+    read: Callable[[str], Weights] | None = None, **more: Any,
 ) -> nn.Module:  # fmt: skip
     """A model of timm's registry.
 
@@ -31,6 +35,7 @@ def build(
         classes: names of the classes.
         pretrained: take the published weights.
         weights: take these: a run's folder, a checkpoint folder or a file.
+        read: reads them; :func:`read_weights` if None.
         more: further arguments, which are not the user's.
 
     Raises:
@@ -42,7 +47,7 @@ def build(
         raise UserError(f"{option} is {name!r}, which timm does not know; for example: {', '.join(known)}")
     count, new_head = len(classes), False
     if weights is not None:
-        state_dict, trained = read_weights(weights)
+        state_dict, trained = (read or read_weights)(weights)
         count = len(trained) if trained is not None else _classes_in(state_dict, name) or count
         new_head = count != len(classes) or trained not in (None, list(classes))
         overlay = dict(state_dict=state_dict, num_classes=count, hf_hub_id=None, source="")
@@ -54,7 +59,7 @@ def build(
         if weights is not None:
             raise UserError(f"checkpoint {weights} does not fit {option} {name}: {reason}") from None
         raise UserError(f"model {name} cannot be built: {reason}") from None
-    if new_head:
+    if new_head and not more.get("features_only"):
         model.reset_classifier(len(classes))
     return model
 
@@ -68,7 +73,7 @@ def _classes_in(state_dict: dict[str, torch.Tensor], name: str) -> int | None:
     return None
 
 
-def read_weights(path: str) -> tuple[dict[str, torch.Tensor], list[str] | None]:
+def read_weights(path: str) -> Weights:
     """(state dict, names of the classes where the file says them) of a run, a checkpoint or a file of weights.
 
     Nothing that the file contains is run.

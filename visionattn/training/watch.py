@@ -26,8 +26,8 @@ class Lost(Exception):
 class Watch:
     """While the block runs, every process gives signs of life and listens for those of the next one.
 
-    A process that waits for a dead one in a collective may hear nothing of it until the process group's timeout. So signs
-    of life go through the store that the processes met at, from a thread of their own: whoever misses the next process
+    A process that waits for a dead one in a collective may hear nothing of it until the process group's timeout. So
+    signs of life go through the store that the processes met at, from a thread of their own: whoever misses the next process
     says so, once for all of them, and ends; the others end when they read that. Costs three small requests a second.
 
     Args:
