@@ -43,7 +43,7 @@ class DetectorConfig:
     """Stochastic depth in the backbone: the rate of its last block; null leaves the model's."""
     grad_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass instead of keeping them: less memory, more time."""
-    fpn_channels: int = 96
+    fpn_channels: int = 64
     """Channels of the feature pyramid network; 256 in the papers."""
     head_convs: int = 2
     """For 'fcos': convolutions before each of its outputs; 4 in the paper."""
@@ -67,9 +67,9 @@ class DetDataConfig:
     """For 'coco': directory of the validation images."""
     val_annotations: str = "annotations/instances_val2017.json"
     """For 'coco': their annotations."""
-    short_side: int = 128
+    short_side: int = 96
     """Evaluation: images are resized to this short side, 800 for COCO."""
-    long_side: int = 128
+    long_side: int = 96
     """Images are resized so that their long side stays within this, 1333 for COCO."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What an image that is missing or cannot be read does: 'stop' ends the run; 'skip' names it, trains on the next
@@ -84,11 +84,11 @@ class DetDataConfig:
     """Standard deviation of the channels, which the images are divided by."""
     eval_batch_size: int = 25
     """Images in one evaluation step on each process."""
-    shapes_train: int = 2000
+    shapes_train: int = 1600
     """For 'shapes': number of training images."""
     shapes_val: int = 300
     """For 'shapes': number of validation images."""
-    shapes_size: int = 128
+    shapes_size: int = 96
     """For 'shapes': height and width of the images in pixels."""
     shapes_seed: int = 0
     """For 'shapes': the seed of the images."""
@@ -117,7 +117,7 @@ class DetOptimConfig(OptimConfig):
 
     lr: float = 2e-3
     """Peak learning rate, for a step of lr_batch images."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Images in one optimiser step, over all processes and accumulation steps: more processes keep the recipe."""
 
 

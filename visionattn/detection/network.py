@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from typing import Any
 
@@ -155,9 +156,13 @@ def create_detector(config: DetConfig, classes: list[str]) -> tuple[Detector, li
     options = config.model
     seed_host(seed_of(Purpose.WEIGHTS, config.run.seed))
     more = {} if options.drop_path is None else dict(drop_path_rate=options.drop_path)
+    given = options.backbone_checkpoint
+    own = _weights_of_body(given) if given else {}
     body = network.build(
-        "model.name", options.name, options.kwargs, classes, options.pretrained, options.backbone_checkpoint,
-        read=_read_backbone, features_only=True, **more)  # fmt: skip
+        "model.name", options.name, options.kwargs, classes, options.pretrained, None if own else given,
+        features_only=True, **more)  # fmt: skip
+    if own:
+        _load_body(body, own, given)
     if options.grad_checkpointing:
         try:
             body.set_grad_checkpointing(True)
@@ -165,6 +170,9 @@ def create_detector(config: DetConfig, classes: list[str]) -> tuple[Detector, li
             raise UserError(f"model.grad_checkpointing is true, but {options.name} does not support it") from None
     size = dict(min_size=config.data.short_side, max_size=config.data.long_side, _skip_resize=True,
                 image_mean=list(config.data.mean), image_std=list(config.data.std))  # fmt: skip
+    taken = set(inspect.signature(_CLASSES[options.detector]).parameters) - {"backbone", "num_classes", "kwargs"}
+    if unknown := sorted(set(options.detector_kwargs) - taken):
+        raise UserError(f"model.detector_kwargs: {options.detector} has no argument {unknown[0]!r}")
     try:
         detector = _MAKERS[options.detector](body, len(classes), options, {**size, **options.detector_kwargs})
     except (TypeError, ValueError, AssertionError) as error:
@@ -175,9 +183,10 @@ def create_detector(config: DetConfig, classes: list[str]) -> tuple[Detector, li
 
 
 def _last(body: nn.Module, wanted: int, name: str) -> int:
-    there = len(body.feature_info.channels())
-    if there < wanted:
-        raise UserError(f"model.name is {name!r}, whose {there} maps are too few; a backbone with {wanted} is needed")
+    strides = body.feature_info.reduction()
+    if len(strides) < wanted or any(coarse <= fine for fine, coarse in zip(strides[-wanted:], strides[-wanted + 1 :])):
+        raise UserError(f"model.name is {name!r}, whose maps have the strides {strides}; "
+                        f"the last {wanted} of a backbone must get coarser")  # fmt: skip
     return wanted
 
 
@@ -218,14 +227,22 @@ def _fcos(body: nn.Module, count: int, options: DetectorConfig, more: dict[str, 
     return Detector(FCOS(backbone, count, anchor_generator=anchors, head=head, **{"score_thresh": 0.05, **more}), False)
 
 
+_CLASSES = {"fcos": FCOS, "retinanet": RetinaNet, "fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN}
 _MAKERS = {"fcos": _fcos, "retinanet": _retinanet, "fasterrcnn": _two_stage, "maskrcnn": _two_stage}
 
 
-def _read_backbone(path: str) -> network.Weights:
-    """Weights of a backbone: those of a detector without what stands behind it, or any others as they are."""
-    state_dict, classes = network.read_weights(path)
-    own = {name.removeprefix(BODY): value for name, value in state_dict.items() if name.startswith(BODY)}
-    return (own, None) if own else (state_dict, classes)
+def _weights_of_body(path: str) -> dict[str, Tensor]:
+    """The backbone's part of a detector's weights, which ends with the last map; empty for any other file."""
+    weights, _ = network.read_weights(path)
+    return {name.removeprefix(BODY): value for name, value in weights.items() if name.startswith(BODY)}
+
+
+def _load_body(body: nn.Module, weights: dict[str, Tensor], path: str) -> None:
+    try:
+        body.model.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split()).partition(": ")[2][:200]
+        raise UserError(f"model.backbone_checkpoint {path} is of another backbone: {reason}") from None
 
 
 def _load(detector: Detector, path: str, classes: list[str]) -> list[str]:

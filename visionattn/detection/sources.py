@@ -32,7 +32,7 @@ class Pictures(Protocol):
 
 def _draw(split: str, seed: int, size: int, begin: int, end: int) -> list[Scene]:
     return [
-        draw_scene(index, split, seed, size, objects=(1, 4), object_scale=(0.13, 0.26)) for index in range(begin, end)
+        draw_scene(index, split, seed, size, objects=(1, 4), object_scale=(0.15, 0.28)) for index in range(begin, end)
     ]
 
 

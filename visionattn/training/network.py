@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,10 @@ from .config import TrainConfig
 from .errors import UserError
 from .randomness import Purpose, seed_host, seed_of
 
-Weights = tuple[dict[str, torch.Tensor], list[str] | None]
-"""A state dict, and the names of the classes where they are known."""
-
 
 def build(
     option: str, name: str, kwargs: dict[str, Any], classes: list[str], pretrained: bool, weights: str | None,
-    read: Callable[[str], Weights] | None = None, **more: Any,
+    **more: Any,
 ) -> nn.Module:  # fmt: skip
     """A model of timm's registry.
 
@@ -35,7 +31,6 @@ def build(
         classes: names of the classes.
         pretrained: take the published weights.
         weights: take these: a run's folder, a checkpoint folder or a file.
-        read: reads them; :func:`read_weights` if None.
         more: further arguments, which are not the user's.
 
     Raises:
@@ -47,7 +42,7 @@ def build(
         raise UserError(f"{option} is {name!r}, which timm does not know; for example: {', '.join(known)}")
     count, new_head = len(classes), False
     if weights is not None:
-        state_dict, trained = (read or read_weights)(weights)
+        state_dict, trained = read_weights(weights)
         count = len(trained) if trained is not None else _classes_in(state_dict, name) or count
         new_head = count != len(classes) or trained not in (None, list(classes))
         overlay = dict(state_dict=state_dict, num_classes=count, hf_hub_id=None, source="")
@@ -73,7 +68,7 @@ def _classes_in(state_dict: dict[str, torch.Tensor], name: str) -> int | None:
     return None
 
 
-def read_weights(path: str) -> Weights:
+def read_weights(path: str) -> tuple[dict[str, torch.Tensor], list[str] | None]:
     """(state dict, names of the classes where the file says them) of a run, a checkpoint or a file of weights.
 
     Nothing that the file contains is run.

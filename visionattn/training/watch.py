@@ -27,8 +27,9 @@ class Watch:
     """While the block runs, every process gives signs of life and listens for those of the next one.
 
     A process that waits for a dead one in a collective may hear nothing of it until the process group's timeout. So
-    signs of life go through the store that the processes met at, from a thread of their own: whoever misses the next process
-    says so, once for all of them, and ends; the others end when they read that. Costs three small requests a second.
+    signs of life go through the store that the processes met at, from a thread of their own: whoever misses the
+    next process says so, once for all of them, and ends; the others end when they read that. Costs three small
+    requests a second.
 
     Args:
         rank: this process among ``world``.
@@ -66,7 +67,7 @@ class Watch:
         self._end.set()
         self._thread.join(timeout=5)
         if isinstance(error, RuntimeError) and _broken(error):
-            self._say("the connection to another process of the run broke; was it killed?")
+            self._say("lost the connection to another process of the run, which may have been killed")
             raise Lost from None
 
     def _beat(self, store: dist.Store) -> None:
