@@ -113,7 +113,8 @@ class Trainer:
         options, per_epoch = self.config.schedule, self.task.steps_per_epoch
         warmup = dict(warmup_t=self._warmup(), warmup_lr_init=options.warmup_lr, warmup_prefix=True, t_in_epochs=False)
         if options.name == "steps":
-            falls = [epoch * per_epoch - self._warmup() for epoch in options.milestones]
+            # timm's falls come a step before their time
+            falls = [epoch * per_epoch - self._warmup() + 1 for epoch in options.milestones]
             return MultiStepLRScheduler(self.optimizer, falls, decay_rate=options.gamma, **warmup)
         return CosineLRScheduler(
             self.optimizer,
