@@ -19,7 +19,7 @@ COMMON = ["--model.kwargs", MODEL, "--schedule.epochs", "4", "--run.device", "cp
           "--run.threads", "1", "--run.eval_every", "4"]  # fmt: skip
 TOOLS = {
     "train": [*COMMON, "--data.image_size", "32", "--data.shapes_train", "64", "--data.shapes_val", "37",
-              "--data.eval_batch_size", "9", "--optim.batch_size", "16"],
+              "--data.eval_batch_size", "9", "--optim.batch_size", "16", "--run.channels_last", "true"],
     "train_det": [*COMMON, "--model.fpn_channels", "64", "--model.head_convs", "1", "--data.shapes_size", "64",
                   "--data.short_side", "64", "--data.long_side", "96", "--data.shapes_train", "16",
                   "--data.shapes_val", "7", "--data.eval_batch_size", "2", "--optim.batch_size", "4",

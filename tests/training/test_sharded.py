@@ -42,7 +42,7 @@ def test_state_passes_from_a_whole_model_to_a_shared_one_and_back(
     one, optimizer = build(tiny)
     step(one, optimizer, 1)
     saved = copy.deepcopy([one.state_dict(), optimizer.state_dict()])
-    two, _ = build(tiny)
+    two = build(tiny)[0].to(memory_format=torch.channels_last)
     sharded.shard(two, torch.device("cpu"), 1)
     assert all(isinstance(x, sharded.DTensor) for x in two.parameters())
     other = torch.optim.AdamW(two.parameters(), 1e-2)

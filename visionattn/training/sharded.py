@@ -41,6 +41,8 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
 def shard(model: nn.Module, device: torch.device, world: int) -> None:
     """Share a model's weights out by rows, those of each block together; its modules stay what they are."""
     mesh = init_device_mesh(device.type, (world,))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP refuses channels_last, which convolutions do without
     for block in list(blocks(model)):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
