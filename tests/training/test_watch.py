@@ -16,32 +16,34 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import os, sys, time
 from visionattn.training.watch import Watch
-with Watch(int(sys.argv[1]), 3, silence=3):
+with Watch(int(sys.argv[1]), int(sys.argv[3]), silence=3):
     print("ready", flush=True)
     time.sleep(float(sys.argv[2]))
 """
+COUNTS = [2, pytest.param(3, marks=pytest.mark.slow)]
 
 
-def start(ranks: range, seconds: float, port: int) -> list[subprocess.Popen]:
+def start(ranks: range, seconds: float, port: int, world: int) -> list[subprocess.Popen]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(seconds)], env=env, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE)
+            [sys.executable, "-c", SCRIPT, str(rank), str(seconds), str(world)], env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for rank in ranks
     ]  # fmt: skip
 
 
-def test_a_killed_process_is_named_once_and_the_others_end() -> None:
+@pytest.mark.parametrize("world", COUNTS)
+def test_a_killed_process_is_named_once_and_the_others_end(world: int) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = start(range(3), 60, store.port)
+    processes = start(range(world), 60, store.port, world)
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     time.sleep(2.5)  # each has been heard from
     processes[1].send_signal(signal.SIGKILL)
     begun = time.monotonic()
     errors = [process.communicate(timeout=50)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, -signal.SIGKILL, 1]
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL, 1][:world]
     assert time.monotonic() - begun < 30
     lines = [line for error in errors for line in error.splitlines() if "visionattn" in line]
     assert len(lines) == 1
@@ -52,7 +54,7 @@ def test_a_killed_process_is_named_once_and_the_others_end() -> None:
 @pytest.mark.slow
 def test_a_process_that_ends_well_is_not_missed() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = start(range(2), 12, store.port) + start(range(2, 3), 1, store.port)
+    processes = start(range(2), 12, store.port, 3) + start(range(2, 3), 1, store.port, 3)
     errors = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0] and not any("visionattn" in x for x in errors)
 

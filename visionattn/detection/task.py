@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torchvision.ops import nms
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from visionattn.training.errors import Unreadable, UserError
@@ -21,7 +22,7 @@ from .metrics import CocoPrecision
 from .network import Detector, create_detector
 from .sources import load_pictures
 
-SHOWN = 0.4  # scores from which on objects are drawn
+SHOWN, SAME = 0.4, 0.5  # scores from which on objects are drawn, overlap from which on boxes are one object's
 
 
 class Detection:
@@ -128,7 +129,7 @@ class Detection:
         return f"{text} on {len(self.val_images)} images" + (f"; predictions {drawing}" if drawing else "")
 
     def draw(self, model: nn.Module, path: Path) -> Path | None:
-        """Draw validation images, spread over the set, with what is there and what was found."""
+        """Draw validation images, spread over the set, with what is there and the surest of what was found."""
         count = min(self.config.run.drawings, len(self.val_images))
         rows = []
         model.eval()
@@ -139,7 +140,9 @@ class Detection:
                 continue
             pixels = pil_to_tensor(image)
             found = {name: x.float().cpu() for name, x in self.find(model, self.upload(pixels))[0].items()}
-            kept = found["scores"] >= SHOWN
+            # one name an object: precision is measured with several, a picture of them shows nothing
+            kept = nms(found["boxes"], found["scores"], SAME)
+            kept = kept[found["scores"][kept] >= SHOWN].flip(0)  # the surest in front
             found = {name: value[kept] for name, value in found.items()}
             rows.append((pixels, truth, dict(found, labels=found["labels"].long())))
         return draw_sheet(path, rows, self.classes) if rows else None

@@ -185,7 +185,8 @@ def draw_curves(folder: Path) -> Path | None:
                 *zip(*points, strict=True), marker="o", markersize=3, label=f"{label}: {points[-1][1]:.4g} at the end"
             )
     loss.legend(fontsize=8)
-    score.set(title="Validation accuracy (%)", xlabel="epoch")
+    what = "accuracy (%)" if "top1" in names else "average precision"
+    score.set(title=f"Validation {what}", xlabel="epoch")
     if score.lines:
         score.legend(fontsize=8, loc="lower right")
     rate.plot(x, [float(row["lr"]) for row in steps], color="tab:green")
