@@ -14,8 +14,8 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
     the half-open box of keys that the tile's queries see; ``SPAN_T`` the box of queries that see the tile's keys;
 ``MASK(q_i, q_j, k_i, k_j, n_i, n_j, P) -> bool``
     which pairs attend, broadcasting its arguments;
-``BIAS(head, q_i, q_j, k_i, k_j, g, P) -> offset``
-    where a pair's additive bias lies among the ``table`` float32 numbers at ``p_bias``; any value for other pairs.
+``BIAS(head, q_i, q_j, k_i, k_j, g, P, table) -> offset``
+    where a pair's additive bias lies among the ``table`` numbers at ``p_bias``; any value for other pairs.
 
 Where these are not enough an op may bring more (None otherwise):
 
@@ -85,7 +85,7 @@ def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, 
     if MASK is not None:
         ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
     if HAS_BIAS:
-        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P), count, FTZ))
+        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P, count), count, FTZ))
     return tl.where(ok, b_s, MASKED)
 
 

@@ -45,7 +45,7 @@ def _pair_bias(p_bias, count, head, i, j, g, ok, PART: tl.constexpr, ALIKE: tl.c
     """Bias in ``logit_base``, -inf where no pair attends, [N queries, N keys]; the same for every space of a kind."""
     b_bias = tl.where(ok[None, :] & (i == i)[:, None], 0.0, MASKED)
     if HAS_BIAS:
-        offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], g, P)
+        offset = BIAS(head, i[:, None], j[:, None], i[None, :], j[None, :], g, P, count)
         b_bias += gather(p_bias, offset, count, FTZ, CLAMP) * logit_base(SPLIT)
     if not ALIKE:
         b_part = PART(i, j, g, P)

@@ -86,7 +86,7 @@ def probabilities(b_s, unit, b_lse, b_norm, SPLIT: tl.constexpr, FTZ: tl.constex
 
 @triton.jit
 def gather(p, offset, count, FTZ: tl.constexpr, CLAMP: tl.constexpr = True):
-    """float32 at p + offset, clamped to 0..count - 1 unless all lie there, in whatever layout its user has.
+    """float32 of what is at p + offset, clamped to 0..count - 1 unless all lie there, in whatever layout its user has.
 
     ``tl.load`` would pick a layout of its own and move every score through shared memory to meet it. Clamping is
     cheaper than masking: pairs that do not attend are masked by their score.
@@ -94,7 +94,18 @@ def gather(p, offset, count, FTZ: tl.constexpr, CLAMP: tl.constexpr = True):
     if CLAMP:
         offset = tl.minimum(tl.maximum(offset, 0), count - 1)
     if FTZ:
+        if p.dtype.element_ty == tl.float32:
+            LOAD: tl.constexpr = "{ .reg .b64 a; mad.wide.s32 a, $1, 4, $2; ld.global.nc.f32 $0, [a]; }"
+        elif p.dtype.element_ty == tl.float16:
+            LOAD: tl.constexpr = (
+                "{ .reg .b64 a; .reg .b16 h; mad.wide.s32 a, $1, 2, $2; ld.global.nc.b16 h, [a]; cvt.f32.f16 $0, h; }"
+            )
+        else:  # bfloat16 is the upper half of a float32
+            LOAD: tl.constexpr = (
+                "{ .reg .b64 a; .reg .b16 h, z; mov.b16 z, 0; mad.wide.s32 a, $1, 2, $2; ld.global.nc.b16 h, [a]; "
+                "mov.b32 $0, {z, h}; }"
+            )
         return tl.inline_asm_elementwise(
-            "{ .reg .b64 a; mad.wide.s32 a, $1, 4, $2; ld.global.nc.f32 $0, [a]; }", "=f,r,l",
-            [offset, p.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1)  # fmt: skip
-    return tl.load(p + offset)
+            LOAD, "=f,r,l", [offset, p.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.load(p + offset).to(tl.float32)

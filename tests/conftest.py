@@ -2,6 +2,7 @@
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -102,3 +103,52 @@ def equal_bits() -> Callable[[object, object], bool]:
         return a == b
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def made_run() -> Callable[..., Path]:
+    """``made_run(folder)``: what training leaves of a narrow gna_nano on 32x32 pixels of `shapes`, without its time.
+
+    Averaged and raw weights differ; ``average=False`` leaves the former out, ``state`` changes what it says of itself.
+    """
+    import timm
+
+    import visionattn  # noqa: F401
+    from visionattn.training import checkpoint
+    from visionattn.training.config import TrainConfig
+    from visionattn.training.options import plain
+    from visionattn.training.shapes import CLASSES
+
+    def make(folder: Path, average: bool = True, **state: object) -> Path:
+        config = TrainConfig()
+        config.data.image_size, config.data.shapes_val, config.data.eval_batch_size = 32, 40, 16
+        kwargs = dict(stem_stride=4, dims=[16], depths=[1], num_heads=[1])
+        weights = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            model = timm.create_model("gna_nano", num_classes=len(CLASSES), **kwargs)
+            torch.nn.init.normal_(model.head.fc.weight)  # or all probabilities are nearly equal
+            weights.append(model.state_dict())
+        says = dict(step=7, best=0.0, config=plain(config), model="gna_nano", kwargs=kwargs, classes=list(CLASSES))
+        found = checkpoint.Checkpoint(weights[0], weights[1] if average else {}, {}, says | state)
+        checkpoint.save(folder / "checkpoints", found, best=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def drawn_shapes() -> Callable[[Path], Path]:
+    """``drawn_shapes(folder)``: three pictures of 40x40 of each class of `shapes` as folder/val/CLASS/NUMBER.png."""
+    from PIL import Image
+
+    from visionattn.training.shapes import CLASSES, draw_scene
+
+    def draw(folder: Path) -> Path:
+        for i in range(30):
+            path = folder / "val" / CLASSES[i % 10] / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw_scene(i, "val", size=40).image).save(path)
+        return folder
+
+    return draw

@@ -18,8 +18,8 @@ README = (ROOT / "README.md").read_text()
 
 # Every package may import those to its left; the bare package registers the models.
 ORDER = (
-    *("kernels", "layers", "models", "", "training", "segmentation", "detection", "simulate", "benchmark"),
-    *("cli", "tools"),
+    *("kernels", "layers", "models", "", "training", "segmentation", "detection", "simulate", "visualize", "benchmark"),
+    *("validate", "predict", "export", "cli", "__main__", "tools"),
 )
 
 
@@ -152,6 +152,8 @@ def test_readme_python_examples_run():
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
     assert "visionattn" in namespace
+    (mixer,) = (block for block in blocks("python") if "class TwoScaleAttention" in block)
+    assert mixer.count("\n") < 60 and namespace["logits"].shape == (1, 10)
 
 
 def test_ci_runs_the_readme_test_command():

@@ -1,4 +1,4 @@
-"""Trains a detector; ``--help`` shows the options. The same as ``visionattn train_det``."""
+"""Trains a detector; ``--help`` shows the options. The same as ``visionattn train-det``."""
 
 import sys
 

@@ -1,7 +1,9 @@
 """What the tools with an ``argparse`` command line share: mistakes are told in one line, with exit code 2."""
 
 import argparse
+import json
 from collections.abc import Callable
+from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,3 +27,14 @@ def positive(kind: type) -> Callable[[str], int | float]:
         return value
 
     return convert
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """For ``type=``: a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'must be a JSON object such as \'{{"stem_stride": 2}}\', got {text!r}')
+    return value

@@ -76,7 +76,7 @@ def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
 
 
 @triton.jit
-def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
     """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1]: key minus query."""
     W: tl.constexpr = 2 * P[1] - 1
     centre = head * (2 * P[0] - 1) * W + (P[0] - 1) * W + P[1] - 1

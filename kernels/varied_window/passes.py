@@ -82,7 +82,7 @@ def _pair_bias(p_bias, table, head, j, ok, BIAS: tl.constexpr, P: tl.constexpr, 
     """Bias in ``logit_base``, -inf for what is no sample, [T queries, T samples]."""
     b_bias = tl.where(ok[None, :] & (j >= 0)[:, None], 0.0, MASKED)
     if HAS_BIAS:
-        offset = BIAS(head, 0, j[:, None], 0, j[None, :], 0, P)
+        offset = BIAS(head, 0, j[:, None], 0, j[None, :], 0, P, table)
         b_bias += gather(p_bias, offset, table, FTZ, False) * logit_base(SPLIT)
     return b_bias
 

@@ -15,7 +15,7 @@ from .._blocks import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilit
 def bias_backward(
     p_q, p_k, p_v, p_bias, p_grad, p_lse, p_delta, p_partial,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
-    height, width, heads, tiles, windows, a_y, a_x, slices, scale,
+    height, width, heads, tiles, windows, a_y, a_x, slices, scale, table,
     LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, PART: tl.constexpr, BIAS: tl.constexpr,
     P: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
@@ -35,8 +35,8 @@ def bias_backward(
     o_cell = q_j[:, None] * N + k_j[None, :]
     o_x = heads * DV
     o_y = width.to(tl.int64) * o_x
-    o_bias = BIAS(head, 0, q_j[:, None], 0, k_j[None, :], 0, P)
-    b_bias = tl.load(p_bias + o_bias, mask=m_cell, other=MASKED) * logit_base(SPLIT)
+    o_bias = BIAS(head, 0, q_j[:, None], 0, k_j[None, :], 0, P, table)
+    b_bias = tl.load(p_bias + o_bias, mask=m_cell, other=MASKED).to(tl.float32) * logit_base(SPLIT)
     b_sum = tl.zeros([BM, BN], tl.float32)
     unit = scale * logit_base(SPLIT)
     for w in range(part, windows, slices):

@@ -30,6 +30,13 @@ CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
 BIAS_BACKWARD = unspecialised(wide_bias.bias_backward)
 FOLD_BIAS = unspecialised(fold_bias)
 
+PAIRS, TABLE, HEADS_LAST = "pairs", "table", "table, heads last"  # how a bias lies in memory
+_OFFSETS = {
+    PAIRS: (maps.pair_offset, maps.cut_pair_offset),
+    TABLE: (maps.table_offset, maps.cut_table_offset),
+    HEADS_LAST: (maps.heads_last_offset, maps.cut_heads_last_offset),
+}
+
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
@@ -114,7 +121,8 @@ def _backward(
     slices = min(batch * packed, max(1, host.programs(q.device, heads) // plan.bias_blocks))
     partial = torch.empty(slices, heads, plan.size, plan.size, device=q.device)
     launch(BIAS_BACKWARD, slices * plan.bias_blocks * heads, plan.bias, *tensors, grad_out, lse, delta, partial,
-           *strides[:12], height, width, heads, packed, batch * packed, *geometry.shift, slices, scale)  # fmt: skip
+           *strides[:12], height, width, heads, packed, batch * packed, *geometry.shift, slices, scale,
+           entries)  # fmt: skip
     return summed(partial, bias, plan.fold)
 
 
@@ -122,20 +130,18 @@ class _Plan:
     """The launches' constants for one window and dtype: worked out once, since they cost more than a launch."""
 
     def __init__(self, window: tuple[int, int], grid: bool, whole: bool, own: bool, d: int, dv: int, dtype: torch.dtype,
-                 bias: str | None, align: int, tf32: bool) -> None:  # fmt: skip
+                 bias: tuple[str, torch.dtype] | None, align: int, tf32: bool) -> None:  # fmt: skip
+        layout = PAIRS if bias is None else bias[0]  # its dtype too tells plans apart: kernels are compiled for it
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
-        table = bias == "table"
-        whole_bias, cut_bias = (
-            (maps.table_offset, maps.cut_table_offset) if table else (maps.pair_offset, maps.cut_pair_offset)
-        )
+        whole_bias, cut_bias = _OFFSETS[layout]
         shared = host.constants(d, dv, dtype, bias is not None, align, tf32) | dict(P=(*window, int(grid)))
         packed = dict(LOCATE=maps.packed_locate, PLACE=maps.packed_place, PART=maps.packed_part,
                       OWN=maps.own if own else maps.packed_place)  # fmt: skip
         closed_size, positions = tuning.closed_size(math.prod(window)), math.prod(window)
         self.closed = closed_size is not None and head_dim <= 64
         self.size = closed_size if self.closed else positions  # of a side of the partial sums of dS
-        self.fold = table_fold(window, self.size) if table else None
+        self.fold = table_fold(window, self.size) if layout != PAIRS else None
         if self.closed:
             shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
                                     BIAS=whole_bias, CLAMP=False, TH=1, TW=self.size)  # fmt: skip
@@ -165,15 +171,28 @@ _plan = functools.lru_cache(maxsize=4096)(_Plan)
 
 def _planned(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, align: int) -> _Plan:
     # windows that are all alike run kernels of their own; beyond that, a new map compiles nothing
-    kind = None if bias is None else "table" if geometry.is_table(bias.shape) else "pairs"
     return _plan(geometry.window, geometry.grid, geometry.is_whole(*k.shape[1:3]), q.shape != k.shape, k.shape[-1],
-                 v.shape[-1], q.dtype, kind, align, host.tf32())  # fmt: skip
+                 v.shape[-1], q.dtype, _layout(geometry, bias), align, host.tf32())  # fmt: skip
+
+
+def _layout(geometry: Geometry, bias: Tensor | None) -> tuple[str, torch.dtype] | None:
+    if bias is None:
+        return None
+    table = TABLE if bias.is_contiguous() else HEADS_LAST
+    return table if geometry.is_table(bias.shape) else PAIRS, bias.dtype
 
 
 def _bias(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor | None:
-    """The bias as the kernels read it; zeros for a scale that is not positive, which they only take beside a bias."""
+    """The bias as the kernels read it; zeros for a scale that is not positive, which they only take beside a bias.
+
+    Read where it lies, in its own dtype: a copy would cost as much as the attention of a small map.
+    """
     if bias is not None:
-        return bias.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+        if bias.dtype not in host.DTYPES:
+            bias = bias.to(torch.float32)
+        if geometry.is_table(bias.shape) and bias.movedim(0, -1).is_contiguous():
+            return bias
+        return bias.contiguous()
     if scale > 0:
         return None
     return torch.zeros(q.shape[3], *[geometry.positions] * 2, device=q.device, dtype=torch.float32)
@@ -192,7 +211,7 @@ def summed(partial: Tensor, bias: Tensor, fold: dict | None) -> Tensor:
     total = partial.sum(0) if slices > 1 else partial[0]
     if fold is None:
         return total[:, : bias.shape[1], : bias.shape[2]].contiguous()
-    dbias = torch.empty_like(bias)
+    dbias = torch.empty(bias.shape, device=total.device, dtype=torch.float32)
     blocks = ceil_div(fold["COUNT"], fold["BLOCK"])
     launch(FOLD_BIAS, blocks * heads, fold, total, dbias, heads, size * size)
     return dbias

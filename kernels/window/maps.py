@@ -100,26 +100,36 @@ def own(i, j, g, P: tl.constexpr):
 
 
 @triton.jit
-def pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+def pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
     """Offset into the bias [heads, N, N] of whole windows; none lies outside, not even that of a tile's padding."""
     N: tl.constexpr = P[0] * P[1]
     return tl.minimum(k_j, N - 1) + (head * N + tl.minimum(q_j, N - 1)) * N
 
 
 @triton.jit
-def _displaced(head, q_y, q_x, k_y, k_x, P: tl.constexpr):
-    """Offset into the table [heads, 2 P_y - 1, 2 P_x - 1]: query minus key."""
+def _displaced(first, step, q_y, q_x, k_y, k_x, P: tl.constexpr):
+    """Offset into the table of one head, [2 P_y - 1, 2 P_x - 1] from ``first`` on in steps: query minus key."""
     W: tl.constexpr = 2 * P[1] - 1
-    centre = (head * (2 * P[0] - 1) + P[0] - 1) * W + P[1] - 1
-    return (q_y * W + q_x + centre) - (k_y * W + k_x)
+    centre = first + ((P[0] - 1) * W + P[1] - 1) * step
+    return ((q_y * W + q_x) * step + centre) - (k_y * W + k_x) * step
 
 
 @triton.jit
-def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
-    """As ``pair_offset``, into a table of relative positions."""
+def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
+    """As ``pair_offset``, into a table of relative positions [heads, 2 P_y - 1, 2 P_x - 1]."""
     q_n = tl.minimum(q_j, P[0] * P[1] - 1)
     k_n = tl.minimum(k_j, P[0] * P[1] - 1)
-    return _displaced(head, q_n // P[1], q_n % P[1], k_n // P[1], k_n % P[1], P)
+    first = head * ((2 * P[0] - 1) * (2 * P[1] - 1))
+    return _displaced(first, 1, q_n // P[1], q_n % P[1], k_n // P[1], k_n % P[1], P)
+
+
+@triton.jit
+def heads_last_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
+    """As ``table_offset``, into a table that lies as [2 P_y - 1, 2 P_x - 1, heads], as timm's models keep it."""
+    q_n = tl.minimum(q_j, P[0] * P[1] - 1)
+    k_n = tl.minimum(k_j, P[0] * P[1] - 1)
+    heads = table // ((2 * P[0] - 1) * (2 * P[1] - 1))
+    return _displaced(head, heads, q_n // P[1], q_n % P[1], k_n // P[1], k_n % P[1], P)
 
 
 @triton.jit
@@ -169,7 +179,7 @@ def in_line(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
 
 
 @triton.jit
-def cut_pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+def cut_pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
     """As ``pair_offset``, of cut windows."""
     N: tl.constexpr = P[0] * P[1]
     q_n = (g[5] + q_j // g[4]) * P[1] + g[6] + q_j % g[4]
@@ -178,9 +188,17 @@ def cut_pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
 
 
 @triton.jit
-def cut_table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr):
+def cut_table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
     """As ``table_offset``, of cut windows: how far into the whole window they start falls out."""
-    return _displaced(head, q_j // g[4], q_j % g[4], k_j // g[4], k_j % g[4], P)
+    first = head * ((2 * P[0] - 1) * (2 * P[1] - 1))
+    return _displaced(first, 1, q_j // g[4], q_j % g[4], k_j // g[4], k_j % g[4], P)
+
+
+@triton.jit
+def cut_heads_last_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
+    """As ``heads_last_offset``, of cut windows."""
+    heads = table // ((2 * P[0] - 1) * (2 * P[1] - 1))
+    return _displaced(head, heads, q_j // g[4], q_j % g[4], k_j // g[4], k_j % g[4], P)
 
 
 @triton.jit

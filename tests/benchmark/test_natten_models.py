@@ -80,7 +80,7 @@ def test_every_layer_gets_the_fastest_configuration_of_its_shape_and_pass(calls)
 @pytest.mark.parametrize("prefix, biased", [("natten/", False), ("unbiased/", False), ("", True)])
 def test_prefixes_say_whose_op_a_model_has(prefix, biased):
     with torch.device("meta"):
-        model = models._build(f"{prefix}nat_mini", 224)
+        model = models.build(f"{prefix}nat_mini", 224)
     assert any(n.endswith("rpb") for n, _ in model.named_parameters()) == biased
     kinds = {NattenAttention, NeighborhoodAttention} & {type(m) for m in model.modules()}
     assert kinds == {NattenAttention if prefix == "natten/" else NeighborhoodAttention}
@@ -112,7 +112,7 @@ def test_without_a_gpu_nattens_kernels_are_refused_in_one_line(tmp_path, capsys)
 def test_a_measurement_says_the_configurations_beside_its_figures(calls, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(models.natten_peer, "why_not", lambda device: None)
     monkeypatch.setattr(natten_models, "_search", lambda *_: (({}, "alone"), ({}, "both")))
-    monkeypatch.setattr(models, "_build", lambda name, size: natten_models.replace(_model(num_classes=1000)))
+    monkeypatch.setattr(models, "build", lambda name, size: natten_models.replace(_model(num_classes=1000)))
     argv = ["models", "--models", "natten/dinat_mini", "--device", "cpu", "--dtype", "float32", "--batch", "2"]
     assert main([*argv, "--size", "96", "--steps", "1", "--out", str(tmp_path / "models.csv")]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("natten/dinat_mini")]

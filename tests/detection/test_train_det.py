@@ -1,4 +1,4 @@
-"""``visionattn train_det``, really run: what it writes, that it stops, continues, and says what is wrong."""
+"""``visionattn train-det``, really run: what it writes, that it stops, continues, and says what is wrong."""
 
 import csv
 import multiprocessing
@@ -134,7 +134,7 @@ def test_damaged_images_and_annotations_are_counted_and_training_goes_on(
     argv = ["--data.dataset", "coco", "--data.root", root, "--schedule.epochs", 1, "--schedule.warmup_epochs", 0]
     assert train(*argv, "--run.dir", tmp_path / "a") == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
-    assert err.startswith("visionattn train_det: error: data.root: 1 of 5 images") and "data.unreadable skip" in err
+    assert err.startswith("visionattn train-det: error: data.root: 1 of 5 images") and "data.unreadable skip" in err
     assert train(*argv, "--run.dir", tmp_path / "b", "--data.unreadable", "skip") == 0
     out = capsys.readouterr().out
     assert "note: val: 1 of 5 images" in out and "0002.png, which cannot be read" in out
@@ -163,7 +163,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     argv, message = MISTAKES[case]
     assert train(*argv) == 2
     err = capsys.readouterr().err.strip()
-    assert err.startswith("visionattn train_det: error: ") and message in err and "\n" not in err
+    assert err.startswith("visionattn train-det: error: ") and message in err and "\n" not in err
     assert not list(tmp_path.iterdir())
 
 
@@ -180,7 +180,7 @@ def test_the_console_script_knows_it_and_the_configs_are_read(capsys: pytest.Cap
     assert len(configs) >= 5
     for path in configs:
         with pytest.raises(SystemExit) as leaving:
-            cli.main(["train_det", "--config", str(path), "--print_config"])
+            cli.main(["train-det", "--config", str(path), "--print_config"])
         assert not leaving.value.code
     assert "detector: maskrcnn" in capsys.readouterr().out
 

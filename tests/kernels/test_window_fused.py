@@ -138,6 +138,30 @@ def test_any_strides_are_read_in_place_or_copied(fused, poisoned, results):
     assert all(x.isfinite().all() for x in expanded.values())
 
 
+@pytest.mark.parametrize("window, size", [((2, 3), (5, 7)), ((9, 8), (9, 10))], ids=["closed", "open"])
+@pytest.mark.parametrize("dtype", [SINGLE, BRAIN, HALF], ids=str)
+def test_a_table_with_heads_last_is_read_in_place_and_gives_the_same_bits(window, size, dtype, fused, poisoned,
+                                                                          windows_drawn, results):
+    from visionattn.kernels.window.fused import _bias
+
+    geometry = make_geometry(window, 1)
+    tensors = windows_drawn(1, *size, 3, 16, 16, geometry, fused, "table")
+    tensors = {name: x.float() for name, x in tensors.items()} | dict(bias=tensors["bias"].to(dtype))
+    last = tensors["bias"].movedim(0, -1).contiguous().movedim(-1, 0)
+    assert not last.is_contiguous() and _bias(tensors["q"], last, geometry, 1.0) is last
+    grad = torch.randn(tensors["v"].shape, device=fused)
+
+    def call(q, k, v, bias):
+        return window_attention(q, k, v, window, 1, bias=bias)
+
+    expected, found = results(call, tensors, grad), results(call, tensors | dict(bias=last), grad)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    if dtype != SINGLE:        # the numbers count, not how they are written
+        for name, value in results(call, tensors | dict(bias=last.float()), grad).items():
+            assert torch.equal(value.to(expected[name].dtype), expected[name]), name
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.5, 3.0])
 def test_any_scale(scale, fused, poisoned, windows_drawn, windows_all, rule):
     geometry = make_geometry(3, 1)

@@ -205,5 +205,6 @@ def test_compiles_as_one_graph_forward_and_backward(compiled_whole):
     torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.slow  # half a minute; gna's export runs always
 def test_onnx_with_dynamic_sizes_is_equal_in_onnxruntime(onnx_equal, tmp_path):
     onnx_equal(_short().eval(), tmp_path / "model.onnx", 64, (2, 3, 90, 101), [(3, 3, 112, 84), (1, 3, 64, 97)])

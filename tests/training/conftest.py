@@ -1,8 +1,9 @@
 """A run small enough for a test: gna_nano with one narrow block a stage, on a few generated pictures of 32x32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from visionattn.training.config import TrainConfig, validate
 from visionattn.training.options import parse
@@ -25,3 +26,11 @@ def tiny() -> Callable[..., TrainConfig]:
         return config
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _another_device_or_precision_in_one_process() -> Iterator[None]:
+    """accelerate keeps a process's first device and precision; on a GPU, tests of both kinds share a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

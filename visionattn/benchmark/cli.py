@@ -9,6 +9,7 @@ from visionattn.arguments import Parser, positive
 from visionattn.training.errors import UserError
 
 DTYPES = ("bfloat16", "float16", "float32")
+FUSABLE = ("swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224", "davit_tiny", "gcvit_tiny", "halonet50ts")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -16,7 +17,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
     parser = Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
-    metavar = "kernels|simulator|models|data|plot"
+    metavar = "kernels|simulator|models|fused|data|plot|report"
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=Parser)
 
     kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
@@ -85,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         metavar="NAME",
         help="names for timm.create_model; a leading timm/ is for the reader, natten/ puts NATTEN's op in the place of "
-        "ours in a NAT or DiNAT, which has no relative bias then, and unbiased/ leaves only the bias out",
+        "ours in a NAT or DiNAT, which has no relative bias then, and unbiased/ leaves only the bias out; fused/ is "
+        "timm's model after visionattn.fuse",
     )
     models.add_argument("--batch", type=positive(int), default=128, help="images a step (default: %(default)s)")
     models.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
@@ -112,6 +114,19 @@ def _parser() -> argparse.ArgumentParser:
         help="memory format of the images and the weights (default: channels last)",
     )
 
+    fused = commands.add_parser(
+        "fused", help="training of timm's models before and after visionattn.fuse, and attention's share of it"
+    )
+    fused.add_argument(
+        "--models", nargs="+", default=FUSABLE, metavar="NAME", help="timm's names (default: %(default)s)"
+    )
+    fused.add_argument(
+        "--compile", nargs="*", default=(), metavar="NAME", help="which of them to measure under torch.compile too"
+    )
+    fused.add_argument("--batch", type=positive(int), default=128, help="images a step (default: %(default)s)")
+    fused.add_argument("--size", type=positive(int), help="height and width (default: what each model is made for)")
+    fused.add_argument("--steps", type=positive(int), default=20, help="steps that are timed (default: %(default)s)")
+
     loading = commands.add_parser("data", help="the data path beside timm's loader: images a second")
     loading.add_argument("--root", type=Path, required=True, help="an image folder: ROOT/train/CLASS/*.jpg")
     loading.add_argument("--workers", type=positive(int), default=1, help="processes that load (default: %(default)s)")
@@ -121,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     loading.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/<machine>_data.csv")
     loading.add_argument("--revision", help="code revision to note (default: git's)")
 
-    for command in (kernels, simulator, models):
+    for command in (kernels, simulator, models, fused):
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
         command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
         command.add_argument(
@@ -135,6 +150,13 @@ def _parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="a PNG of every CSV file")
     plot.add_argument("csv", nargs="*", type=Path, help="default: benchmarks/*.csv")
     plot.add_argument("--out-dir", type=Path, default=Path("benchmarks/figures"), help="(default: %(default)s)")
+
+    report = commands.add_parser("report", help="every figure from the CSV files, and the README's tables")
+    report.add_argument("--results", type=Path, default=Path("benchmarks"), metavar="FOLDER",
+                        help="holds the CSV files; figures go to FOLDER/figures (default: %(default)s)")  # fmt: skip
+    report.add_argument("--readme", type=Path, default=Path("README.md"), metavar="FILE",
+                        help="whose tables are filled (default: %(default)s)")  # fmt: skip
+    report.add_argument("--no-readme", dest="readme", action="store_const", const=None, help="only draw")
     return parser
 
 
@@ -228,6 +250,25 @@ def _models(args: argparse.Namespace) -> None:
     _say(f"written: {path}")
 
 
+def _fused(args: argparse.Namespace) -> None:
+    import torch
+
+    device = _device(args.device)
+    from . import fused, models, records
+
+    models.check_names([models.FUSED + name for name in args.models], device)
+    if stray := sorted(set(args.compile) - set(args.models)):
+        raise UserError(f"--compile takes names of --models, got {', '.join(stray)}")
+    path = args.out or records.default_path(device, "fused")
+    kept = records.Records(path, records.FUSED_COLUMNS, records.MODEL_KEY)
+    kept.write()
+    origin = records.origin(device, args.revision)
+    dtype = getattr(torch, args.dtype)
+    fused.run(args.models, args.compile, kept, args.batch, args.size, device, dtype, args.steps, origin, _say)
+    rows = [row for row in kept.rows.values() if row["dtype"] == args.dtype and row["batch"] == str(args.batch)]
+    _say("\n".join(["", fused.render(rows, args.models), f"written: {path}"]))
+
+
 def _data(args: argparse.Namespace) -> None:
     import torch
 
@@ -253,12 +294,18 @@ def _plot(args: argparse.Namespace) -> None:
         _say(f"drawn: {plot.draw(path, args.out_dir)}")
 
 
+def _report(args: argparse.Namespace) -> None:
+    from . import report
+
+    report.run(args.results, args.readme, _say)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code (2 for what the user can put right)."""
     args = _parser().parse_args(argv)
     try:
-        commands = {"kernels": _kernels, "simulator": _simulator, "models": _models, "data": _data, "plot": _plot}
-        commands[args.command](args)
+        commands = {"kernels": _kernels, "simulator": _simulator, "models": _models, "fused": _fused, "data": _data}
+        (commands | {"plot": _plot, "report": _report})[args.command](args)
     except UserError as error:
         print(f"visionattn benchmark {args.command}: error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Whole models, ours beside timm's and NATTEN's in one run: images a second and peak memory, training and inference."""
+"""Whole models, ours beside timm's (fused or not) and NATTEN's in one run: images a second, peak memory."""
 
 import gc
 import time
@@ -8,16 +8,19 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from visionattn.fusing import fuse
 from visionattn.training.errors import UserError
 
 from . import natten_models, natten_peer
 from .records import Records
 from .timing import Timing
 
+FUSED = "fused/"  # timm's model after visionattn.fuse
+
 
 def timm_name(name: str) -> str:
-    """The name without what says whose it is: ``timm/``, or one of :mod:`~visionattn.benchmark.natten_models`."""
-    return natten_models.split(name)[1].removeprefix("timm/")
+    """The name without what says whose it is: ``timm/``, ``fused/`` or one of :mod:`.natten_models`."""
+    return natten_models.split(name)[1].removeprefix("timm/").removeprefix(FUSED)
 
 
 def check_names(names: Sequence[str], device: torch.device) -> None:
@@ -33,6 +36,10 @@ def check_names(names: Sequence[str], device: torch.device) -> None:
             family = timm_name(name).split("_")[0]
             known = timm.list_models(f"{family}*")[:8] or timm.list_models("gna*")
             raise UserError(f"no model is named {name!r}; for example: {', '.join(known)}")
+        if name.startswith(FUSED):
+            report = fuse(timm.create_model(timm_name(name), device="meta"))
+            if not report:
+                raise UserError(f"{name!r}: {str(report).replace(chr(10), ';')}")
 
 
 def _steps(fn: Callable[[], object], device: torch.device, steps: int) -> tuple[Timing, float, float | None]:
@@ -84,7 +91,7 @@ def measure_model(
     """
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = _build(name, size).to(device=device, memory_format=layout).train(training)
+    model = build(name, size).to(device=device, memory_format=layout).train(training)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
     note = None
@@ -124,7 +131,8 @@ def measure_model(
     )
 
 
-def _build(name: str, size: int) -> torch.nn.Module:
+def build(name: str, size: int) -> torch.nn.Module:
+    """The model of that name, with 1000 classes, for images of ``size``; raises UserError where that fails."""
     prefix, plain = natten_models.split(name)[0], timm_name(name)
     options = {"rel_bias": False} if prefix else {}
     if _takes_size(name):
@@ -133,6 +141,8 @@ def _build(name: str, size: int) -> torch.nn.Module:
         model = timm.create_model(plain, num_classes=1000, **options)
     except Exception as error:
         raise UserError(f"cannot build {name} for {size}x{size} images: {error}") from None
+    if name.startswith(FUSED):
+        fuse(model)
     return natten_models.replace(model) if prefix == natten_models.NATTEN else model
 
 

@@ -35,11 +35,14 @@ STYLES = {
 }
 
 
-def _figure(width: float, height: float, columns: int):
+def new_figure(width: float, height: float, panels: int, heights: Sequence[float] | None = None, share: bool = True):
+    """Panels beside each other, with one axis of heights if ``share``; with ``heights`` one above the other."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    return plt.subplots(1, columns, figsize=(width, height), layout="constrained", sharey=True, squeeze=False)
+    shape, more = ((1, panels), {}) if heights is None else ((panels, 1), {"height_ratios": heights})
+    more["sharey"] = share and heights is None
+    return plt.subplots(*shape, figsize=(width, height), layout="constrained", squeeze=False, **more)
 
 
 def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
@@ -49,7 +52,7 @@ def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     shown = [i for i in STYLES if any(summary.median_ms(cells, i, "forward") for cells in table.values())]
     if not shown:
         raise UserError(f"nothing to draw for {target}: no line has a time")
-    figure, axes = _figure(15, 1.6 + 0.62 * len(table), 2)
+    figure, axes = new_figure(15, 1.6 + 0.62 * len(table), 2)
     thick = 0.8 / len(shown)
     for axis, (name, title) in zip(axes[0], (("forward", "forward"), ("forward_backward", "forward + backward"))):
         for place, implementation in enumerate(shown):
@@ -74,7 +77,7 @@ def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     one = rows[0]
     title = op.replace("_", " ").capitalize()
     figure.suptitle(f"{title} attention, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
-    _save(figure, target)
+    save(figure, target)
 
 
 def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
@@ -88,7 +91,7 @@ def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
         return f"{row['model']}\nB{row['batch']} {row['size']}x{row['size']}{compiled}"
 
     labels = list(dict.fromkeys(label(row) for row in rows))
-    figure, axes = _figure(12, 1.4 + 0.6 * len(labels), len(passes))
+    figure, axes = new_figure(12, 1.4 + 0.6 * len(labels), len(passes))
     for axis, name in zip(axes[0], passes):
         found = {label(row): row for row in rows if row["pass"] == name and row["images_per_s"]}
         for place, key in enumerate(labels):
@@ -108,7 +111,7 @@ def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     axes[0][0].invert_yaxis()
     one = rows[0]
     figure.suptitle(f"Whole models, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
-    _save(figure, target)
+    save(figure, target)
 
 
 def draw_simulator(rows: Sequence[Mapping[str, str]], target: Path) -> None:
@@ -118,7 +121,7 @@ def draw_simulator(rows: Sequence[Mapping[str, str]], target: Path) -> None:
         raise UserError(f"nothing to draw for {target}: no line has a speed-up")
     by_size = sorted(rows, key=lambda row: -int(row["height"]))
     shapes = list(dict.fromkeys(simulator.case_of(row).shape for row in by_size))
-    figure, axes = _figure(13, 6, 2)
+    figure, axes = new_figure(13, 6, 2)
     values = [float(row[name]) for row in rows for name in ("flop_bound", "speedup")]
     values += [float(row["full_ms"]) / float(row["sdpa_ms"]) for row in rows]
     ends = [min(values) * 0.85, max(values) * 1.2]
@@ -149,16 +152,17 @@ def draw_simulator(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     one = rows[0]
     figure.suptitle(f"Neighborhood attention forward, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
-    _save(figure, target)
+    save(figure, target)
 
 
-def _save(figure, target: Path) -> None:
+def save(figure, target: Path) -> None:
+    """Writes a PNG, the same bytes for the same picture; UserError where it cannot be written. Closes the figure."""
     from matplotlib import pyplot as plt
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".tmp")
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
         temporary.replace(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from None
@@ -174,6 +178,7 @@ def draw(path: Path, folder: Path) -> Path:
     target = folder / f"{path.stem}.png"
     kinds = {columns: draw_kernels for columns, _ in records.KERNEL_RECORDS.values()}
     kinds |= {records.MODEL_COLUMNS: draw_models, records.SIMULATOR_COLUMNS: draw_simulator}
+    kinds[records.FUSED_COLUMNS] = draw_models
     kind = kinds.get(tuple(rows[0]))
     if kind is None:
         known = "kernels, simulator or models"

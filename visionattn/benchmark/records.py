@@ -62,6 +62,15 @@ MODEL_COLUMNS = (
     *ORIGIN,
 )
 
+# Models of timm before and after visionattn.fuse, training: also the milliseconds of a step on the device, and of
+# attention in it.
+FUSED_COLUMNS = (
+    *MODEL_KEY,
+    *("images_per_s", "p20_ms", "p50_ms", "p80_ms", "peak_gib", "first_call_s"),
+    *("device_ms", "attention_ms", "note"),
+    *ORIGIN,
+)
+
 # One line a setting: its time, that of our kernel at kernel = map and of SDPA over the whole map; speed-ups over the
 # former, as measured and at most.
 SIMULATOR_KEY = (*_MAP, "kernel", "dilation", "stride")

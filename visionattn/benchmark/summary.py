@@ -185,6 +185,12 @@ def memory(table: Table, op: str) -> list[str]:
     return lines
 
 
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of positive numbers, at least one."""
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))
+
+
 def speedups(table: Table, op: str = "neighborhood") -> list[str]:
     """One line a peer, pass and input form: the geometric mean over the op's head rows, and the slowest row of all."""
     lines = []
@@ -199,7 +205,7 @@ def speedups(table: Table, op: str = "neighborhood") -> list[str]:
                 slowest = min(ratios, key=lambda case: ratios[case])
                 mean = "-"
                 if head:
-                    mean = f"{math.exp(sum(map(math.log, head)) / len(head)):.2f}x (least {min(head):.2f}x)"
+                    mean = f"{geometric_mean(head):.2f}x (least {min(head):.2f}x)"
                 lines.append(
                     f"{implementation}, {short}: {mean} as fast as {words} (geometric mean of {len(head)} of "
                     f"{len(OPS[op].head)} {rows}); "

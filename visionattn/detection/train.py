@@ -1,4 +1,4 @@
-"""``visionattn train_det``: trains a detector. With no options at all: FCOS with gna_nano on the generated `shapes`."""
+"""``visionattn train-det``: trains a detector. With no options at all: FCOS with gna_nano on the generated `shapes`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DESCRIPTION = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code, as :func:`visionattn.training.run.command` says."""
-    return command("train_det", DESCRIPTION, DetConfig, validate, run, argv)
+    return command("train-det", DESCRIPTION, DetConfig, validate, run, argv)
 
 
 def run(config: DetConfig) -> dict[str, float]:

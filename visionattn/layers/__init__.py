@@ -1,4 +1,5 @@
-"""Token mixers and the small parts that the backbones share; the only callers of :mod:`visionattn.kernels`."""
+"""Token mixers and the small parts that the backbones share; with :mod:`visionattn.fusing`, which puts the kernels into
+timm's own mixers, the only callers of :mod:`visionattn.kernels`."""
 
 from visionattn.layers.channel import ChannelAttention
 from visionattn.layers.embed import ConvDownsample, ConvStem, PatchMerging, PatchStem

@@ -144,6 +144,10 @@ class WindowAttention(nn.Module):
         return window_attention_packed_kv(query, qkv, window, shift, self.partition, bias)
 
     def _bias(self) -> torch.Tensor | None:
-        """The table as the kernels read it, [num_heads, 2 * window_h - 1, 2 * window_w - 1]."""
         table = self.relative_position_bias_table
-        return None if table is None else table.t().unflatten(1, [2 * n - 1 for n in self.window_size])
+        return None if table is None else table_by_heads(table, self.window_size)
+
+
+def table_by_heads(table: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
+    """Swin's relative table as the kernels read it: [(2h - 1) * (2w - 1), heads] -> [heads, 2h - 1, 2w - 1], a view."""
+    return table.t().unflatten(1, [2 * n - 1 for n in window_size])

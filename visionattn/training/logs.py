@@ -9,14 +9,14 @@ import platform
 import resource
 import secrets
 import shlex
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from visionattn.environment import git_revision, versions
 
 from .errors import UserError
 from .options import plain
@@ -129,25 +129,10 @@ def memory_gib(device: torch.device) -> float:
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and git revision: what it takes to run the same again."""
     names = ("visionattn", "torch", "torchvision", "timm", "accelerate", "triton", "numpy")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return dict(
-        python=platform.python_version(), platform=platform.platform(), versions=versions,
+        python=platform.python_version(), platform=platform.platform(), versions=versions(names),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        processes=int(os.environ.get("WORLD_SIZE", 1)), git=_git_revision())  # fmt: skip
-
-
-def _git_revision() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
+        processes=int(os.environ.get("WORLD_SIZE", 1)), git=git_revision())  # fmt: skip
 
 
 def describe_run(folder: Path, config_yaml: str, device: torch.device) -> None:

@@ -43,7 +43,7 @@ def build(
     count, new_head = len(classes), False
     if weights is not None:
         state_dict, trained = read_weights(weights)
-        count = len(trained) if trained is not None else _classes_in(state_dict, name) or count
+        count = len(trained) if trained is not None else classes_in(state_dict, name) or count
         new_head = count != len(classes) or trained not in (None, list(classes))
         overlay = dict(state_dict=state_dict, num_classes=count, hf_hub_id=None, source="")
         more, pretrained = more | dict(pretrained_cfg_overlay=overlay), True
@@ -59,7 +59,7 @@ def build(
     return model
 
 
-def _classes_in(state_dict: dict[str, torch.Tensor], name: str) -> int | None:
+def classes_in(state_dict: dict[str, torch.Tensor], name: str) -> int | None:
     """Rows of the classifier in a file of weights, so that it loads strictly before it is replaced."""
     own = get_pretrained_cfg_value(name, "classifier") or ()
     for key in (*([own] if isinstance(own, str) else own), "head.fc", "head", "fc", "classifier"):

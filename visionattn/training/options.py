@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
+from visionattn import recipes
+
 from .errors import UserError
 
 Config = TypeVar("Config")
@@ -27,7 +29,12 @@ def build_parser(config_class: type, prog: str, description: str) -> jsonargpars
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below; later ones win.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with any of the options below, later ones win; or a recipe that came with the package, as "
+        "shapes/gna_nano.yaml.",
+    )
     parser.add_class_arguments(config_class)
     return parser
 
@@ -40,9 +47,10 @@ def parse(config_class: type[Config], argv: Sequence[str], prog: str, descriptio
         SystemExit: with code 0, after ``--help`` or ``--print_config`` printed.
     """
     parser = build_parser(config_class, prog, description)
+    argv = _with_recipes(argv)
     for path in _config_files(argv):
         if not Path(path).is_file():
-            raise UserError(f"--config {path}: no such file")
+            raise UserError(f"--config {path}: no such file, and none of the recipes {', '.join(recipes.names())}")
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -91,6 +99,17 @@ def _sections(config_class: type) -> dict[str, type]:
     """The fields that are dataclasses themselves."""
     factories = {item.name: item.default_factory for item in dataclasses.fields(config_class)}
     return {name: made for name, made in factories.items() if isinstance(made, type) and dataclasses.is_dataclass(made)}
+
+
+def _with_recipes(argv: Sequence[str]) -> list[str]:
+    """The arguments with the paths of the recipes that ``--config`` names."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            found[i] = f"--config={recipes.locate(argument.partition('=')[2])}"
+        elif i and argv[i - 1] == "--config":
+            found[i] = str(recipes.locate(argument))
+    return found
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:

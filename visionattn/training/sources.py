@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -173,20 +173,31 @@ def _hugging_face(config: DataConfig, split: str) -> Files:
 READERS = {"folder": _folder, "tar": _tar, "hfds": _hugging_face}
 
 
+def load_split(config: DataConfig, which: Literal["train", "val"]) -> Images | Shards:
+    """The pictures of one split that the options name.
+
+    Raises:
+        UserError: where images are missing.
+    """
+    train = which == "train"
+    if config.dataset == "shapes":
+        length = config.shapes_train if train else config.shapes_val
+        return Shapes(which, length, config.image_size, config.shapes_seed, None)
+    if config.dataset == "noise":
+        return Noise(config.noise_train if train else config.noise_train // 10, config.image_size)
+    split = config.train_split if train else config.val_split
+    if config.dataset == "wds":
+        return Shards(config, split, config.train_samples if train else None)
+    return READERS[config.dataset](config, split)
+
+
 def load_images(config: DataConfig) -> tuple[Images | Shards, Images | Shards]:
     """The training and the validation pictures that the options name.
 
     Raises:
         UserError: where images are missing or the splits' classes differ.
     """
-    if config.dataset == "shapes":
-        lengths = {"train": config.shapes_train, "val": config.shapes_val}
-        return tuple(Shapes(s, n, config.image_size, config.shapes_seed, None) for s, n in lengths.items())
-    if config.dataset == "noise":
-        return tuple(Noise(count, config.image_size) for count in (config.noise_train, config.noise_train // 10))
-    if config.dataset == "wds":
-        return Shards(config, config.train_split, config.train_samples), Shards(config, config.val_split, None)
-    train, val = (READERS[config.dataset](config, split) for split in (config.train_split, config.val_split))
+    train, val = load_split(config, "train"), load_split(config, "val")
     if train.classes != val.classes:
         missing = sorted(set(train.classes) ^ set(val.classes))[:5]
         raise UserError(f"data.root: the splits' classes differ, for example {', '.join(missing)}")

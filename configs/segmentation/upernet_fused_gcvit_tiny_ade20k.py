@@ -1,0 +1,7 @@
+# GC ViT (arXiv 2206.09959), from the authors' ImageNet weights (CC BY-NC-SA 4.0).
+_base_ = ["_base_/upernet.py", "_base_/ade20k.py", "_base_/adamw_160k.py", "_base_/runtime.py"]
+model = dict(
+    backbone=dict(name="fused_gcvit_tiny", pretrained=True),
+    decode_head=dict(in_channels=[64, 128, 256, 512]),
+    auxiliary_head=dict(in_channels=256),
+)
