@@ -279,7 +279,7 @@ def test_plot_draws_a_picture_of_each_kind(request, tmp_path):
 
 
 BAD = {
-    "no command": ([], "kernels|simulator|models|data|plot"),
+    "no command": ([], "kernels|simulator|models|fused|data|plot|report"),
     "unknown op": (["kernels", "--op", "convolution"], "neighborhood"),
     "rows of another op": (
         ["kernels", "--op", "window", "--rows", "gna", "--device", "cpu"],
