@@ -12,6 +12,7 @@ COMMANDS = {
     "env": ("visionattn.environment", "versions, GPUs, which kernels run here and why"),
     "train": ("visionattn.training.train", "train an image classifier"),
     "train-seg": ("visionattn.segmentation.train", "train a segmentor on mmsegmentation"),
+    "train-det": ("visionattn.detection.train", "train a detector"),
     "curves": ("visionattn.training.curves", "draw the curves of a run, while it runs too"),
     "validate": ("visionattn.validate.cli", "evaluate trained classifiers: accuracy, calibration, speed"),
     "predict": ("visionattn.predict.cli", "what a trained model says of pictures, as JSON and drawn"),

@@ -129,6 +129,7 @@ CASES = {
     "wrong classes": (["few", "val"], "does not fit model gna_nano"),
     "size of zero": (["RUN", "val", "--size", "0"], "argument --size: must be a positive whole number, got '0'"),
     "word for a size": (["RUN", "val", "--size", "big"], "argument --size: must be a positive whole number"),
+    "threshold above one": (["RUN", "val", "--threshold", "2"], "argument --threshold: must lie between 0 and 1"),
     "arguments that are no object": (["RUN", "val", "--kwargs", "[1]"], "argument --kwargs: must be a JSON object"),
     "arguments for a run": (["RUN", "val", "--kwargs", '{"a": 1}'], "says its model's arguments itself"),
     "unknown option": (["RUN", "val", "--tops", "3"], "unrecognized arguments: --tops 3"),

@@ -10,10 +10,11 @@ from PIL import Image
 from torch import nn
 
 from visionattn.training import data, transforms
-from visionattn.training.classification import Classification, cpu_threads
+from visionattn.training.classification import Classification
 from visionattn.training.config import TrainConfig
 from visionattn.training.errors import UserError
 from visionattn.training.network import create_model
+from visionattn.training.run import cpu_threads
 from visionattn.training.shapes import Shapes
 
 CLASSES = [str(i) for i in range(10)]

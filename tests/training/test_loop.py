@@ -164,6 +164,16 @@ def test_a_constant_rate_stays_at_the_peak(tiny: Callable[..., TrainConfig], tmp
     assert rates[4:] == pytest.approx([2e-3] * 4)
 
 
+def test_a_rate_that_falls_in_steps_falls_after_its_epochs(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    train.run(tiny(
+        "--run.dir", tmp_path / "r", "--schedule.name", "steps", "--schedule.epochs", 3, "--optim.lr", 2e-3,
+        "--schedule.warmup_epochs", 0.5, "--schedule.warmup_lr", 0, "--schedule.milestones", "[1, 2]",
+        "--schedule.gamma", 0.5, "--data.shapes_train", 48, "--optim.batch_size", 12,
+    ))  # fmt: skip
+    rates = [float(row["lr"]) for row in table(tmp_path / "r" / "steps.csv")]
+    assert rates == pytest.approx([0, 1e-3, 2e-3, 2e-3, *[1e-3] * 4, *[5e-4] * 4])
+
+
 def test_accumulation_is_the_mean_over_the_whole_batch(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
     losses = []
     for parts in (1, 4):

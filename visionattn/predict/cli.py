@@ -28,18 +28,28 @@ RECORD, SHEET = "predictions.json", "sheet"
 A_SHEET = 60
 
 
+def _between(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text!r}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Says what a trained model makes of pictures, as JSON, drawn, and as a contact sheet where there\n"
-        "are several: the classes of a classifier, the areas of a segmentor.\n"
+        "are several: the classes of a classifier, the boxes (and masks) of a detector, the areas of a segmentor.\n"
         "Pictures of a classifier in a folder with the name of a class are marked right or wrong.",
         epilog="Exit code: 0 when every picture was read; 1 when some could not be read (they are named and\n"
         "counted); 2 for a mistake in the options, the model, or where no picture could be read.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a run's folder (of classifier or segmentor), one of its checkpoints "
+    add("model", metavar="MODEL", help="a run's folder (of classifier, detector or segmentor), one of its checkpoints "
         "(of a segmentor: iter_N.pth), a folder that 'visionattn export' "
         "wrote, a file of weights with --model, or the name of a model with published weights")  # fmt: skip
     add("images", nargs="+", metavar="IMAGE", help="image files, folders, or lists (.txt) with a path a line")
@@ -48,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="write into --out though it holds predictions (default: refuse)")
     add("--no-pictures", action="store_true", help="write the JSON and the contact sheet alone")
     add("--top", type=positive(int), default=5, metavar="K", help="classes in an answer (default: %(default)s)")
+    add("--threshold", type=_between, default=0.5, metavar="S",
+        help="detection: score from which an object counts (default: %(default)s)")  # fmt: skip
     add("--size", type=positive(int), metavar="N",
-        help="height and width of a classifier's input (default: its own)")  # fmt: skip
+        help="height and width of a classifier's input, short side of a detector's (default: its own)")  # fmt: skip
     add("--crop-pct", type=positive(float), metavar="P",
         help="the short side is resized to size / P and the centre is cropped (default: the model's own)")  # fmt: skip
     add("--weights", choices=("auto", "ema", "raw"), default="auto",
@@ -84,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
     names = collect(args.images)
     folder = _folder(args.out, args.overwrite)
     choice = Choice(args.architecture, args.kwargs, args.weights, image_size=args.size)
-    asked = kinds.Asked(args.top, args.size, args.crop_pct)
+    asked = kinds.Asked(args.top, args.size, args.crop_pct, args.threshold)
     predictor = kinds.make(args.model, choice, asked, running(args.device, args.precision))
     work = _Work(folder, predictor, len(names) > 1, not args.no_pictures)
     try:

@@ -21,13 +21,15 @@ class Asked:
 
     Attributes:
         top: classes in a classifier's answer.
-        size: height and width of the network's input; the model's own if None.
+        size: of the network's input: height and width, a detector's short side; the model's own if None.
         crop_pct: part of the short side that a classifier sees; the model's own if None.
+        threshold: score from which a detection counts.
     """
 
     top: int = 5
     size: int | None = None
     crop_pct: float | None = None
+    threshold: float = 0.5
 
 
 def checkpoint_of(source: str) -> Path | None:
@@ -40,7 +42,7 @@ def checkpoint_of(source: str) -> Path | None:
 
 
 def make(source: str, choice: Choice, asked: Asked, running: Running) -> Predictor:
-    """The predictor of the model that a user names: classifier or segmentor.
+    """The predictor of the model that a user names: classifier, segmentor or detector.
 
     Raises:
         UserError: where there is no such model, it cannot be read, or it does not take what is asked.
@@ -52,9 +54,15 @@ def make(source: str, choice: Choice, asked: Asked, running: Running) -> Predict
         from .segmentation import SegmentorPredictor
 
         return SegmentorPredictor(segmentor, source, running)
+    origin = locate(source, choice, detectors=True)
+    if "detector" in origin.state:
+        _refuse(source, "detector", {"--crop-pct": asked.crop_pct})
+        from .detection import DetectorPredictor
+
+        return DetectorPredictor(origin, running, asked.threshold, asked.size)
     from .classification import Classifier
 
-    trained = load(locate(source, choice), choice)
+    trained = load(origin, choice)
     data = trained.data
     if asked.size is not None:
         data = dataclasses.replace(data, image_size=asked.size)

@@ -1,4 +1,4 @@
-"""What the command needs to know of a kind of model: classifier or segmentor."""
+"""What the command needs to know of a kind of model: classifier, segmenter or detector."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Predictor(Protocol):
     """A model that answers.
 
     Attributes:
-        kind: "classification" or "segmentation".
+        kind: "classification", "segmentation" or "detection".
         about: the model as plain values, for JSON.
     """
 

@@ -6,6 +6,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from .sharded import local
+
 
 class Ema(ModelEmaV3):
     """timm's average, with the tensors looked up once: collecting them costs more than averaging small models does.
@@ -18,7 +20,8 @@ class Ema(ModelEmaV3):
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         if self._pairs is None:
-            both = list(zip(self.module.state_dict().values(), model.state_dict().values()))
+            states = zip(self.module.state_dict().values(), model.state_dict().values())
+            both = [tuple(map(local, pair)) for pair in states]
             floating = [pair for pair in both if pair[0].is_floating_point()]
             others = [pair for pair in both if not pair[0].is_floating_point()]
             self._pairs = tuple([pair[i] for pair in group] for group in (floating, others) for i in (0, 1))

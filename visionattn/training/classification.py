@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class Classification:
         self.eval_input = ToInput(config.data, accelerator.device)
         self.upload = Upload(accelerator.device)
         self.unreadable: dict[str, int] = {}
+        self.notes: list[str] = []
         self.mix = None
         if augment.mixup or augment.cutmix:
             self.mix = Mixup(
@@ -84,6 +85,10 @@ class Classification:
         """What a checkpoint says of the model, enough to build it again."""
         model = self.config.model
         return dict(model=model.name, kwargs=model.kwargs, classes=list(self.classes))
+
+    def compile(self, model: nn.Module, **how: Any) -> nn.Module:
+        """The model compiled, by torch.compile with these arguments."""
+        return torch.compile(model, **how)
 
     def batches(self, steps: int, start: int) -> Iterator[data.Batch]:
         """Micro batches on the host, from optimiser step ``start`` to the end of the run."""
@@ -151,14 +156,9 @@ class Classification:
         found = {name: 100 * float(value) for name, value in metrics.compute().items()}
         return dict(val_loss=float(mean_loss.compute()), **found, val_images=int(count.compute()))
 
-
-@contextlib.contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Within the block PyTorch uses ``count`` threads for one operation; None leaves its choice."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    def finish(self, model: nn.Module, found: dict[str, float], folder: Path) -> str:
+        """What the last line of a run says of its last evaluation."""
+        return (
+            f"validation accuracy {found['top1']:.2f} % (top-5 {found['top5']:.2f} %, loss {found['val_loss']:.4f}, "
+            f"{found['val_images']} images)"
+        )

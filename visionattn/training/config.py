@@ -6,11 +6,11 @@ generated data set `shapes`, a few minutes on a CPU).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import UserError
+from .recipe import EmaConfig, OptimConfig, Recipe, RunConfig, ScheduleConfig, check, require, validate_recipe
 
 
 @dataclass
@@ -137,36 +137,9 @@ class AugmentConfig:
 
 
 @dataclass
-class OptimConfig:
+class ClassifierOptimConfig(OptimConfig):
     """Optimiser and loss"""
 
-    name: str = "adamw"
-    """Any optimiser that timm.optim.create_optimizer_v2 knows."""
-    lr: float = 1e-3
-    """Peak learning rate, for a step of lr_batch images."""
-    lr_batch: int | None = None
-    """Batch size that lr is given for: the rate used is lr x batch_size / lr_batch. null: lr is used as it is."""
-    weight_decay: float = 0.05
-    """Weight decay; biases, norms and what the model names in no_weight_decay() are left out."""
-    layer_decay: float | None = None
-    """Factor of the learning rate from each layer to the one below it, as in fine-tuning; null: one rate for all."""
-    betas: tuple[float, float] | None = None
-    """Betas of Adam-like optimisers; null takes the optimiser's own."""
-    momentum: float = 0.9
-    """Momentum of SGD-like optimisers."""
-    eps: float | None = None
-    """The optimiser's epsilon; null takes the optimiser's own."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the optimiser, for example {fused: true}."""
-    cuda_graph: bool = False
-    """On a GPU, replay clipping and the optimiser's step as one CUDA graph: many times faster for optimisers of many
-    small kernels, such as muon; the optimiser must know the argument 'capturable'."""
-    batch_size: int = 64
-    """Images in one optimiser step, over all processes and accumulation steps: more processes keep the recipe."""
-    accumulation: int = 1
-    """Forward and backward passes in one optimiser step."""
-    clip_grad: float | None = 1.0
-    """Largest norm of the gradient; null does not clip."""
     loss: Literal["ce", "bce"] = "ce"
     """Cross-entropy, or binary cross-entropy of each class for itself ("ResNet strikes back", arXiv 2110.00476)."""
     bce_threshold: float | None = None
@@ -194,76 +167,7 @@ class DistillConfig:
 
 
 @dataclass
-class ScheduleConfig:
-    """Length and learning-rate schedule"""
-
-    epochs: int = 7
-    """Epochs of the schedule, warm-up included."""
-    name: Literal["cosine", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
-    warmup_epochs: float = 0.5
-    """Epochs over which the learning rate rises linearly from warmup_lr."""
-    warmup_lr: float = 1e-6
-    """Learning rate of the first step."""
-    min_lr: float = 1e-5
-    """Learning rate that the schedule ends at."""
-    cooldown_epochs: int = 0
-    """Further epochs at min_lr."""
-
-
-@dataclass
-class EmaConfig:
-    """Moving average of the weights"""
-
-    enabled: bool = True
-    """Keep an exponential moving average of the weights; it is what is evaluated, and what 'best' is chosen by."""
-    decay: float = 0.99
-    """Part of the average that stays in one step."""
-    warmup: bool = True
-    """Let the decay grow with the steps, 1 - (1 + step) ** (-2/3), up to decay, so that early averages follow."""
-
-
-@dataclass
-class RunConfig:
-    """How and where the run runs"""
-
-    dir: str | None = None
-    """Folder of the run; null takes runs/DATASET-MODEL, or with a number behind it if that is taken."""
-    seed: int = 0
-    """Seed of weights, order and augmentation."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; 'auto' takes a GPU if there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """bf16, fp16: autocast with float32 weights, fp16 (GPU only) with loss scaling; 'auto' is bf16 on a GPU that has
-    it, else fp32."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
-    """For 'compile': torch.compile's mode; 'reduce-overhead' replays CUDA graphs, much faster where steps are short."""
-    channels_last: bool = False
-    """Keep images and convolution weights in channels-last order."""
-    sync_bn: bool = False
-    """With several processes, let batch norms take their statistics over all of them."""
-    deterministic: bool = True
-    """Ask PyTorch for deterministic algorithms, so that a GPU too gives the same bits again."""
-    threads: int | None = None
-    """CPU threads of the main process; null leaves PyTorch's choice."""
-    eval_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
-    checkpoint_epochs: int = 1
-    """Epochs between checkpoints; the best weights so far and the last are always saved."""
-    checkpoint_steps: int = 0
-    """Save also every so many steps; 0 does not."""
-    log_steps: int = 10
-    """Steps between two entries of loss and learning rate in steps.csv and TensorBoard."""
-    progress: bool = True
-    """Draw a progress bar where the output is a terminal."""
-    wandb: str | None = None
-    """Log to this Weights & Biases project too (needs the package wandb)."""
-
-
-@dataclass
-class TrainConfig:
+class TrainConfig(Recipe):
     """The run as a whole"""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -272,7 +176,7 @@ class TrainConfig:
     """The images"""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of the training images"""
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: ClassifierOptimConfig = field(default_factory=ClassifierOptimConfig)
     """Optimiser and loss"""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """Learning from a teacher"""
@@ -286,19 +190,13 @@ class TrainConfig:
     """'none' starts anew; 'auto' continues the run folder's last checkpoint, or starts if there is none; a path
     continues that checkpoint (its folder, or a run folder)."""
 
-    def peak_lr(self) -> float:
-        """The learning rate at the end of the warm-up."""
-        per = self.optim.lr_batch
-        return self.optim.lr * (self.optim.batch_size / per if per else 1.0)
+    def label(self) -> str:
+        """What a run's folder is called unless the user names it."""
+        return f"{self.data.dataset}-{self.model.name}"
 
-    def total_epochs(self) -> int:
-        """Epochs of the run, cooldown included."""
-        return self.schedule.epochs + self.schedule.cooldown_epochs
-
-
-def _require(ok: bool, key: str, value: Any, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"{key} is {value}; it must be {allowed}")
+    def fixed_sizes(self) -> bool:
+        """With growing images each size is compiled for itself, as fast as if it were the only one."""
+        return bool(self.data.progressive_sizes)
 
 
 def validate(config: TrainConfig) -> None:
@@ -309,67 +207,34 @@ def validate(config: TrainConfig) -> None:
     """
     at_least = {
         "data.image_size": 1, "data.workers": 0, "data.eval_batch_size": 1, "data.shapes_train": 1,
-        "data.shapes_val": 1, "data.noise_train": 10, "augment.padding": 0, "optim.batch_size": 1,
-        "optim.accumulation": 1,
-        "schedule.epochs": 1, "schedule.warmup_epochs": 0, "schedule.cooldown_epochs": 0, "run.eval_every": 1,
-        "run.checkpoint_epochs": 1, "run.checkpoint_steps": 0, "run.log_steps": 1,
-        "augment.mixup": 0, "augment.cutmix": 0, "augment.mix_off_epochs": 0, "augment.color_jitter": 0,
-        "optim.weight_decay": 0,
-        "schedule.min_lr": 0, "schedule.warmup_lr": 0, "augment.repeats": 1, "data.shuffle_buffer": 1,
+        "data.shapes_val": 1, "data.noise_train": 10, "augment.padding": 0, "augment.mixup": 0, "augment.cutmix": 0,
+        "augment.mix_off_epochs": 0, "augment.color_jitter": 0, "augment.repeats": 1, "data.shuffle_buffer": 1,
     }  # fmt: skip
     probability = [
         "augment.hflip", "augment.vflip", "augment.erase", "augment.mix_prob", "augment.mix_switch", "model.drop_path",
-        "optim.label_smoothing", "ema.decay", "distill.alpha",
+        "optim.label_smoothing", "distill.alpha",
     ]  # fmt: skip
-    above_zero = [
-        "optim.lr", "data.crop_pct", "optim.lr_batch", "optim.clip_grad", "optim.eps", "run.threads",
-        "optim.layer_decay", "distill.temperature", "data.classes", "data.train_samples",
-    ]  # fmt: skip
-
-    def look_up(key: str) -> Any:
-        section, name = key.split(".")
-        return getattr(getattr(config, section), name)
-
-    for key, least in at_least.items():
-        _require(math.isfinite(look_up(key)) and look_up(key) >= least, key, look_up(key), f"at least {least}")
-    for key in probability:
-        _require(look_up(key) is None or 0.0 <= look_up(key) <= 1.0, key, look_up(key), "between 0 and 1")
-    for key in above_zero:
-        value = look_up(key)
-        _require(value is None or (math.isfinite(value) and value > 0), key, value, "above 0")
-    schedule = config.schedule
-    _require(
-        schedule.warmup_epochs < schedule.epochs, "schedule.warmup_epochs", schedule.warmup_epochs,
-        f"below schedule.epochs = {schedule.epochs}",
-    )  # fmt: skip
-    _require(
+    check(config, at_least, probability, ["data.crop_pct", "distill.temperature", "data.classes", "data.train_samples"])
+    validate_recipe(config)
+    require(
         config.augment.mix_off_epochs <= config.total_epochs(), "augment.mix_off_epochs", config.augment.mix_off_epochs,
         f"at most all {config.total_epochs()} epochs",
     )  # fmt: skip
-    _require(min(config.data.std) > 0, "data.std", config.data.std, "above 0 for every channel")
+    require(min(config.data.std) > 0, "data.std", config.data.std, "above 0 for every channel")
     if config.data.dataset not in ("shapes", "noise") and not config.data.root:
         raise UserError(
             f"data.root is not set; data.dataset {config.data.dataset!r} needs to know where the images are"
         )
     sizes = config.data.progressive_sizes
     if sizes is not None:
-        _require(
+        require(
             bool(sizes) and min(sizes) > 0 and sizes[-1] == config.data.image_size, "data.progressive_sizes", sizes,
             f"sizes above 0 that end with data.image_size = {config.data.image_size}",
         )  # fmt: skip
-    if config.optim.cuda_graph and config.run.precision == "fp16":
-        raise UserError(
-            "optim.cuda_graph is true; run.precision fp16 decides about every step on the host, bf16 does not"
-        )
-    parts = config.optim.accumulation
-    _require(
-        config.optim.batch_size % parts == 0, "optim.batch_size", config.optim.batch_size,
-        f"a multiple of optim.accumulation = {parts}",
-    )  # fmt: skip
-    _require(
+    require(
         config.optim.batch_size % config.augment.repeats == 0, "augment.repeats", config.augment.repeats,
         f"a divisor of optim.batch_size = {config.optim.batch_size}",
     )  # fmt: skip
-    micro = config.optim.batch_size // parts
+    micro = config.optim.batch_size // config.optim.accumulation
     if (config.augment.mixup or config.augment.cutmix) and micro % 2:
         raise UserError(f"optim.batch_size / optim.accumulation is {micro}; mixup and cutmix need an even number")

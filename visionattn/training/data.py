@@ -95,7 +95,7 @@ def train_batches(
     sampler = TrainingSampler(
         len(images), config.optim.batch_size, steps, config.run.seed, start, parts, rank, world,
         config.augment.repeats)  # fmt: skip
-    return iter(_loader(config, Samples(images, config), pin, persistent=True, batch_sampler=sampler))
+    return iter(loader(config.data.workers, Samples(images, config), pin, persistent=True, batch_sampler=sampler))
 
 
 def _stream(config: TrainConfig, shards: Shards, per_epoch: int, end: int, start: int, share: int, rank: int,
@@ -105,7 +105,7 @@ def _stream(config: TrainConfig, shards: Shards, per_epoch: int, end: int, start
         transform = train_transform(config.data, config.augment, size_of_epoch(config, epoch))
         batches = min(per_epoch, end - epoch * per_epoch)
         stream = TrainingStream(shards, transform, config.run.seed, epoch, share, batches, skip, rank, world)
-        yield from _loader(config, stream, pin, persistent=False, batch_size=share)
+        yield from loader(config.data.workers, stream, pin, persistent=False, batch_size=share)
         start = epoch * per_epoch + batches
 
 
@@ -117,12 +117,19 @@ def eval_loader(config: TrainConfig, images: Images | Shards, rank: int, world: 
         share: Sequence[int] = range(rank, len(images), world)
         dataset = Subset(Plain(images, config), share)
     # Workers that outlived an evaluation would be waited for, 5 s each, when the process ends.
-    return _loader(config, dataset, pin, persistent=False, batch_size=config.data.eval_batch_size)
+    return loader(config.data.workers, dataset, pin, persistent=False, batch_size=config.data.eval_batch_size)
 
 
-def _loader(config: TrainConfig, dataset: Dataset | IterableDataset, pin: bool, persistent: bool, **how: Any
-            ) -> DataLoader:  # fmt: skip
-    workers = config.data.workers
+def loader(workers: int, dataset: Dataset | IterableDataset, pin: bool, persistent: bool, **how: Any) -> DataLoader:
+    """A DataLoader whose workers keep out of the way.
+
+    Args:
+        workers: processes that load; 0 loads in this one.
+        dataset: what is loaded.
+        pin: copy batches to pinned memory.
+        persistent: keep the workers from one pass over the dataset to the next.
+        how: further arguments of DataLoader.
+    """
     more = dict(prefetch_factor=4, persistent_workers=persistent) if workers else {}
     return DataLoader(dataset, num_workers=workers, pin_memory=pin, worker_init_fn=_start_worker, **more, **how)
 

@@ -18,9 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from visionattn.environment import git_revision, versions
 
-from .config import TrainConfig
 from .errors import UserError
 from .options import plain
+from .recipe import Recipe
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,7 +64,7 @@ class RunLog:
         UserError: for Weights & Biases without its package.
     """
 
-    def __init__(self, folder: Path, metrics: list[str], start: int, config: TrainConfig):
+    def __init__(self, folder: Path, metrics: list[str], start: int, config: Recipe):
         self.folder = folder
         self.steps = Table(folder / "steps.csv", ["step", "epoch", "loss", "lr", "images_per_s", "memory_gib"], start)
         self.epochs = Table(folder / "epochs.csv", ["step", "epoch", "train_loss", *metrics, "seconds"], start)
@@ -103,7 +103,7 @@ class RunLog:
             self.wandb.finish()
 
 
-def _start_wandb(folder: Path, config: TrainConfig) -> Any:
+def _start_wandb(folder: Path, config: Recipe) -> Any:
     try:
         import wandb
     except ImportError:
@@ -170,7 +170,8 @@ def draw_curves(folder: Path) -> Path | None:
                 *zip(*points, strict=True), marker="o", markersize=3, label=f"{label}: {points[-1][1]:.4g} at the end"
             )
     loss.legend(fontsize=8)
-    score.set(title="Validation accuracy (%)", xlabel="epoch")
+    what = "accuracy (%)" if "top1" in names else "average precision"
+    score.set(title=f"Validation {what}", xlabel="epoch")
     if score.lines:
         score.legend(fontsize=8, loc="lower right")
     rate.plot(x, [float(row["lr"]) for row in steps], color="tab:green")

@@ -8,6 +8,7 @@ and a run continued from it ends with the bits of one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import time
@@ -19,19 +20,20 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 
-from . import checkpoint, logs
+from . import checkpoint, logs, sharded
 from .average import Ema
 from .captured import CapturedStep
 from .checkpoint import Checkpoint
-from .config import TrainConfig
 from .errors import Interrupted, UserError
 from .optim import captures, create_optimizer, peak_group_lr
 from .options import plain
 from .progress import Progress
 from .randomness import Purpose, seed_all, seed_of
+from .recipe import Recipe
+from .watch import Watch
 
 OPTIONS = ("weight_decay", "betas", "eps", "momentum")  # of a parameter group; the learning rate is the schedule's
 DIVERGED = "the last good checkpoint is kept; a lower optim.lr or optim.clip_grad may help"
@@ -45,11 +47,16 @@ class Task(Protocol):
     score: str  # the one that says which checkpoint is best; larger is better
     steps_per_epoch: int
     unreadable: dict[str, int]  # names of images that could not be read, and how often
+    classes: list[str]  # what is told apart
+    notes: list[str]  # what there is to say before a run begins
 
+    def sizes(self) -> str: ...
     def describe(self) -> dict[str, Any]: ...
+    def compile(self, model: nn.Module, **how: Any) -> nn.Module: ...
     def batches(self, steps: int, start: int) -> Iterator[Any]: ...
     def loss(self, model: nn.Module, batch: Any, step: int) -> Tensor: ...
     def evaluate(self, model: nn.Module) -> dict[str, float]: ...
+    def finish(self, model: nn.Module, found: dict[str, float], folder: Path) -> str: ...
 
 
 class Trainer:
@@ -63,7 +70,7 @@ class Trainer:
         console: where lines and the progress bar go.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator, folder: Path, console: Console):
+    def __init__(self, config: Recipe, task: Task, accelerator: Accelerator, folder: Path, console: Console):
         self.config, self.task, self.accelerator, self.folder, self.console = config, task, accelerator, folder, console
         self.epochs = config.total_epochs()
         self.steps = self.epochs * task.steps_per_epoch
@@ -76,22 +83,43 @@ class Trainer:
             model = model.to(memory_format=torch.channels_last)
         ema = config.ema
         self.ema = Ema(model, decay=ema.decay, use_warmup=ema.warmup) if ema.enabled else None
-        self.plain, self.parameters = model, list(model.parameters())
-        self.model, self.optimizer = accelerator.prepare(model, create_optimizer(config, model))
-        self.distributed = self.model
+        self.plain, self.whole, how = model, None, {}
+        if config.run.compile:
+            how = dict(mode=config.run.compile_mode, dynamic=False if config.fixed_sizes() else None)
+        if config.run.parallel == "fsdp2" and accelerator.num_processes > 1:
+            self._share_out(model, how)
+            self.model, self.optimizer = model, accelerator.prepare(create_optimizer(config, model))
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, create_optimizer(config, model))
+        self.parameters, self.distributed = list(model.parameters()), self.model
         self.captured_step = None
         if captures(config, accelerator.device):
             self.captured_step = CapturedStep(self.optimizer.optimizer, self.parameters, config.optim.clip_grad)
-        if config.run.compile:
-            # with growing images each size is compiled for itself, as fast as if it were the only one
-            dynamic = False if config.data.progressive_sizes else None
-            self.model = torch.compile(self.model, mode=config.run.compile_mode, dynamic=dynamic)
-        self.schedule = CosineLRScheduler(
+        if how and self.whole is None:
+            self.model = task.compile(self.model, **how)
+        self.schedule = self._schedule()
+
+    def _share_out(self, model: nn.Module, how: dict[str, Any]) -> None:
+        """Weights and averages in parts; and a whole model to evaluate, as processes may differ in how many batches."""
+        sharded.require_elementwise(self.config.optim.name)
+        self.whole = copy.deepcopy(model).requires_grad_(False)
+        if how:
+            for block in sharded.blocks(model):
+                block.compile(**how)
+        for each in [model] if self.ema is None else [model, self.ema.module]:
+            sharded.shard(each, self.accelerator.device, self.accelerator.num_processes)
+
+    def _schedule(self) -> CosineLRScheduler | MultiStepLRScheduler:
+        options, per_epoch = self.config.schedule, self.task.steps_per_epoch
+        warmup = dict(warmup_t=self._warmup(), warmup_lr_init=options.warmup_lr, warmup_prefix=True, t_in_epochs=False)
+        if options.name == "steps":
+            # timm's falls come a step before their time
+            falls = [epoch * per_epoch - self._warmup() + 1 for epoch in options.milestones]
+            return MultiStepLRScheduler(self.optimizer, falls, decay_rate=options.gamma, **warmup)
+        return CosineLRScheduler(
             self.optimizer,
-            t_initial=max(1, config.schedule.epochs * task.steps_per_epoch - self._warmup()),
-            lr_min=config.peak_lr() if config.schedule.name == "constant" else config.schedule.min_lr,
-            warmup_t=self._warmup(), warmup_lr_init=config.schedule.warmup_lr, warmup_prefix=True,
-            t_in_epochs=False)  # fmt: skip
+            t_initial=max(1, options.epochs * per_epoch - self._warmup()),
+            lr_min=self.config.peak_lr() if options.name == "constant" else options.min_lr, **warmup)  # fmt: skip
 
     def _warmup(self) -> int:
         return round(self.config.schedule.warmup_epochs * self.task.steps_per_epoch)
@@ -115,11 +143,11 @@ class Trainer:
         if bool(found.ema) != (self.ema is not None):
             raise UserError(f"resume: {path} and ema.enabled disagree on whether averaged weights are kept")
         try:
-            self.plain.load_state_dict(found.model)
+            self.plain.load_state_dict(sharded.parts(found.model, self.plain))
             if self.ema is not None:
-                self.ema.module.load_state_dict(found.ema)
+                self.ema.module.load_state_dict(sharded.parts(found.ema, self.ema.module))
             named = [{key: group[key] for key in OPTIONS if key in group} for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(found.optimizer)
+            self.optimizer.load_state_dict(sharded.optimizer_parts(found.optimizer, self.optimizer))
             for group, options in zip(self.optimizer.param_groups, named):
                 group.update(options)  # the checkpoint's would silently win over those that this run was given
         except (RuntimeError, ValueError, KeyError) as error:
@@ -129,25 +157,25 @@ class Trainer:
         self.step, self.best = found.state["step"], found.state["best"]
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of the state after ``self.step`` steps (the first process only).
+        """Write a checkpoint of the state after ``self.step`` steps (the first process; the others give their parts).
 
         Raises:
             UserError: where weights are not finite, or it cannot be written; the last checkpoint stays as it is.
         """
-        if not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process and self.whole is None:
             return
-        if not bool(torch.stack([x.isfinite().all() for x in self.parameters]).all()):
+        if not bool(torch.stack([sharded.local(x).isfinite().all() for x in self.parameters]).all()):
             raise UserError(f"the weights are not finite after step {self.step}; {DIVERGED}")
         state = dict(
             step=self.step, epoch=self.step / self.task.steps_per_epoch, best=self.best, config=plain(self.config),
             scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             **self.task.describe())  # fmt: skip
         ema = self.ema.module.state_dict() if self.ema is not None else {}
-        checkpoint.save(
-            self.folder / "checkpoints",
-            Checkpoint(self.plain.state_dict(), ema, self.optimizer.state_dict(), state),
-            best,
-        )
+        held = [self.plain.state_dict(), ema, self.optimizer.state_dict()]
+        if self.whole is not None:
+            held = sharded.whole(held)
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.folder / "checkpoints", Checkpoint(*held, state), best)
 
     # Signals.
 
@@ -178,13 +206,15 @@ class Trainer:
         Raises:
             Interrupted: after SIGINT or SIGTERM, once the state is saved.
             UserError: where the loss is not finite, or a checkpoint cannot be written.
+            Lost: where another process of the run is gone.
         """
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         main = self.accelerator.is_main_process
         log = logs.RunLog(self.folder, self.task.metrics, self.step, self.config) if main else None
         progress = Progress(self.console, self.config.run.progress and main, self.steps, self.step)
+        watch = Watch(self.accelerator.process_index, self.accelerator.num_processes)
         try:
-            with progress:
+            with progress, watch:
                 return self._run(log, progress)
         finally:
             if log is not None:
@@ -237,9 +267,17 @@ class Trainer:
         return found
 
     def _evaluate(self) -> dict[str, float]:
-        found = self.task.evaluate(self.ema.module if self.ema is not None else self.plain)
+        found = self.task.evaluate(self.judged())
         self.model.train()
         return found
+
+    def judged(self) -> nn.Module:
+        """The model to evaluate: the averaged one where averages are kept, whole on every process."""
+        model = self.ema.module if self.ema is not None else self.plain
+        if self.whole is None:
+            return model
+        self.whole.load_state_dict(sharded.whole(model.state_dict()))
+        return self.whole
 
     def _settle(self, rate: float, log: logs.RunLog | None, progress: Progress) -> None:
         """Take the losses since the last time from the device, check and log them."""

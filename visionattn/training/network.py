@@ -57,7 +57,7 @@ def build(
         if not pretrained or weights is not None:
             raise
         raise UserError(f"the published weights of {name} cannot be fetched: {_first_line(error)}") from None
-    if new_head:
+    if new_head and not more.get("features_only"):
         model.reset_classifier(len(classes))
     return model
 

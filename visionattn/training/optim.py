@@ -6,16 +6,16 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from .config import TrainConfig
 from .errors import UserError
+from .recipe import Recipe
 
 
-def captures(config: TrainConfig, device: torch.device) -> bool:
+def captures(config: Recipe, device: torch.device) -> bool:
     """Whether steps are replayed as a CUDA graph."""
     return config.optim.cuda_graph and device.type == "cuda"
 
 
-def create_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+def create_optimizer(config: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser that ``config.optim`` names, over the model's parameter groups.
 
     Raises:

@@ -99,12 +99,13 @@ class Trained:
         return self.descriptions.get(name, name).split(",")[0]
 
 
-def locate(source: str, choice: Choice) -> Origin:
+def locate(source: str, choice: Choice, detectors: bool = False) -> Origin:
     """What a user means by ``source``: a run's folder, a checkpoint, an exported folder, a file, or a timm name.
 
     Args:
         source: what the user called it.
         choice: what the user says besides.
+        detectors: let runs of detectors pass too, whose state has "detector".
 
     Raises:
         UserError: where there is no such thing, or it lacks what it takes to be read.
@@ -113,14 +114,14 @@ def locate(source: str, choice: Choice) -> Origin:
     if choice.untrained and not timm.is_model(source):
         raise UserError(f"{source!r} is no model that timm knows, and only such names can be untrained")
     if path.is_dir() and not choice.untrained:
-        return _folder(source, path, choice)
+        return _folder(source, path, choice, detectors)
     if path.is_file():
         if path.name in (checkpoint.EMA, checkpoint.MODEL) and path.with_name(checkpoint.STATE).is_file():
             state = read_state(path.parent)
-            _agree(source, state, choice)
+            _agree(source, state, choice, detectors)
             return Origin(source, "run", state["model"], path, state)
         if path.name == checkpoint.MODEL and path.with_name("config.json").is_file() and choice.model is None:
-            return _folder(source, path.parent, choice)
+            return _folder(source, path.parent, choice, detectors)
         _only_runs(source, choice)
         if choice.model is None:
             raise UserError(f"{source} is a file of weights; --model must say which model they are of")
@@ -139,7 +140,7 @@ def locate(source: str, choice: Choice) -> Origin:
     return Origin(source, "published", source)
 
 
-def _folder(source: str, path: Path, choice: Choice) -> Origin:
+def _folder(source: str, path: Path, choice: Choice, detectors: bool) -> Origin:
     try:
         folder = checkpoint.find(path)
     except UserError:
@@ -150,7 +151,7 @@ def _folder(source: str, path: Path, choice: Choice) -> Origin:
         _only_runs(source, choice)
         return Origin(source, "folder", None, path)
     state = read_state(folder)
-    _agree(source, state, choice)
+    _agree(source, state, choice, detectors)
     averaged = (folder / checkpoint.EMA).is_file()
     if choice.weights == "ema" and not averaged:
         raise UserError(f"{source} keeps no averaged weights (no {checkpoint.EMA} in {folder}); raw ones are there")
@@ -174,10 +175,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _agree(source: str, state: dict[str, Any], choice: Choice) -> None:
+def _agree(source: str, state: dict[str, Any], choice: Choice, detectors: bool) -> None:
     wrong = next((key for key in ("model", "classes", "config") if key not in state), None)
     if wrong:
         raise UserError(f"{source} is no checkpoint of an image classifier: its {checkpoint.STATE} has no {wrong!r}")
+    if "detector" in state and not detectors:
+        raise UserError(f"{source} is a detector; only visionattn predict takes those")
     require_known(state["model"])
     if choice.model not in (None, state["model"]):
         raise UserError(f"{source} was trained with model {state['model']}, but --model is {choice.model}")

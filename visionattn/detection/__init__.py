@@ -1,0 +1,1 @@
+"""Detection: torchvision's detectors on any feature pyramid of timm's, trained by the loop that all tasks share."""
