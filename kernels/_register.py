@@ -50,6 +50,7 @@ class AttentionOp(NamedTuple):
     pairs: Callable[..., int]        # (shapes of q, v, extras, parameters) -> how many (query, key) pairs attend
     guest: str | None = None         # module of another library's implementation: NAME, refuses, loses
     products: tuple = ((1, 1), (3, 2))  # forward and backward: over all pairs, of q's and of v's head dimension
+    cast: tuple[str, ...] = ()       # those of the extras that autocast casts as it does q, k and v
 
 
 class Function(NamedTuple):
@@ -193,13 +194,15 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             return function.apply(key, *args)
         return forward_operator(*args)[0] if key is None else forward_tapes.run(key, args[:m], args[m:])[0]
 
+    casts = [i < n or op.extras[i - n] in op.cast for i in range(m)]
+
     def autocast(device: str, *args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
-        cast = [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 and x.device.type == device else x
-                for x in args[:n]]
+        cast = [x.to(dtype) if wanted and x is not None and x.is_floating_point() and x.dtype != torch.float64
+                and x.device.type == device else x for x, wanted in zip(args, casts)]
         key = torch._C.DispatchKey.AutocastCUDA if device == "cuda" else torch._C.DispatchKey.AutocastCPU
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return operator(*cast, *args[n:])
+            return operator(*cast, *args[m:])
 
     LIBRARY.impl(name, composite, "CompositeImplicitAutograd")
     LIBRARY.impl(name, functools.partial(autocast, "cuda"), "AutocastCUDA")
