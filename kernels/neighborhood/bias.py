@@ -77,11 +77,12 @@ def bias_backward(
         k_i = tl.full([BK], 0, tl.int32) + (lo + row + e)
         q_j = j0 + o_m
         k_j = j0 - (P[1] - 1) + o_n
-        b_row = window_start(q_i, n_i, P[0], P[2], P[4])
-        m_q = (q_j < n_j) & (q_i <= hi) & _within(q_i, q_i + e, b_row, P[0], P[4])
+        m_q = (q_j < n_j) & (q_i <= hi)
+        m_q = m_q & _within(q_i, q_i + e, window_start(q_i, n_i, P[0], P[2], P[4]), P[0], P[4])
         m_k = (k_j >= 0) & (k_j < n_j) & (k_i <= hi + e)
-        b_column_start = window_start(q_j, n_j, P[1], P[3], P[5])[:, None]
-        ok = _within(q_j[:, None], k_j[None, :], b_column_start, P[1], P[5])
+        ok = _within(
+            q_j[:, None], k_j[None, :], window_start(q_j, n_j, P[1], P[3], P[5])[:, None], P[1], P[5]
+        )
         b_add = tl.where(ok, b_bias, MASKED)
         y = g_y + q_i * dil_y
         x = g_x + q_j * dil_x

@@ -24,14 +24,6 @@ def window_start(i, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def window_end(i, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
-    """One past the last key that query i of a group of n sees."""
-    if C:
-        return i + 1
-    return window_start(i, n, K, S, C) + K
-
-
-@triton.jit
 def _last_reader(k, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
     """Last query whose window starts at or before key k."""
     if C:
@@ -71,8 +63,12 @@ def place(i, j, g, P: tl.constexpr):
 
 @triton.jit
 def key_span(i0, j0, n_i, n_j, g, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
-    i_hi = window_end(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2], P[4])
-    j_hi = window_end(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3], P[5])
+    i_hi = window_start(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2], P[4]) + P[0]
+    j_hi = window_start(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3], P[5]) + P[1]
+    if P[4]:  # none sees beyond itself
+        i_hi = tl.minimum(i0 + TH, n_i)
+    if P[5]:
+        j_hi = tl.minimum(j0 + TW, n_j)
     return window_start(i0, n_i, P[0], P[2], P[4]), i_hi, window_start(j0, n_j, P[1], P[3], P[5]), j_hi
 
 

@@ -60,4 +60,5 @@ def test_a_wrong_packed_shape_is_named(shape):
 
 def test_a_wrong_argument_is_named_by_the_torch_operator_too():
     with pytest.raises(ValueError, match="k must have q's shape"):
-        torch.ops.visionattn.neighborhood_attention(_q(), _q(1, 8, 8, 2, 16), _q(), None, [3, 3], [1, 1], [1, 1], 1.0)
+        torch.ops.visionattn.neighborhood_attention(_q(), _q(1, 8, 8, 2, 16), _q(), None, None, None,
+                                                     [3, 3], [1, 1], [1, 1], [False, False], 1.0)

@@ -43,7 +43,7 @@ def test_natten_refuses_with_the_reason(change, reason, monkeypatch):
     q, k, v = _qkv(dtype=change.get("dtype", torch.float32))
     q.requires_grad_(change.get("grad", False))
     geometry = Geometry(change.get("kernel", (3, 3)), (1, 1), (1, 1))
-    assert reason in natten.refuses(q, k, v, change.get("bias"), geometry)
+    assert reason in natten.refuses(q, k, v, change.get("bias"), None, None, geometry)
 
 
 def test_the_variable_asks_only_where_it_can_be_had(monkeypatch):

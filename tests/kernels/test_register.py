@@ -50,7 +50,7 @@ def _packed_halos(qkv, block, halo, bias):
 
 OPS = {op.name: op for op in (
     Op("neighborhood_attention", neighborhood_attention, neighborhood_attention_packed, (2,),
-       ([2, 2], [1, 1], [1, 1], 0.25), lambda n: (2 * n - 1, 2 * n - 1), ("", "_packed")),
+       ([2, 2], [1, 1], [1, 1], [False, False], 0.25), lambda n: (2 * n - 1, 2 * n - 1), ("", "_packed"), 3),
     Op("window_attention", window_attention, window_attention_packed, (2, 1), ([2, 2], [1, 1], False, 0.25),
        lambda n: (n * n, n * n), ("", "_packed", "_packed_kv")),
     Op("halo_attention", _halos, _packed_halos, (4, 1), ([4, 4], [1, 1], [1, 1], 0.25), lambda n: (2 * n + 3, 64),
