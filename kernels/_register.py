@@ -122,6 +122,9 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def empty_gradients(*args: Any) -> list[Tensor]:
         return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[1:n + 1]]
 
+    def nothing(grad_out: Tensor, i: int) -> Tensor:         # torch takes two without storage for one
+        return grad_out.new_empty(min(i, 1))
+
     def returned(gradients: tuple[Tensor, ...]) -> Any:      # an operator with one output returns no tuple
         return gradients if len(gradients) > 1 else gradients[0]
 
@@ -132,12 +135,13 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             *form.split(*args[1:n + 1]), *extras, args[m + 1], args[m + 2], *op.prepare(*args[m + 3:-1]),
             *form.split(*grads), *wanted)
         found = found if isinstance(found, tuple) else (found,)
-        return returned((*grads, *(x.to(extra.dtype) if want else args[0].new_empty(0)
-                                   for x, extra, want in zip(found, extras, wanted, strict=True))))
+        return returned((*grads, *(x.to(extra.dtype) if want else nothing(args[0], i)
+                                   for i, (x, extra, want) in enumerate(zip(found, extras, wanted, strict=True)))))
 
     def backward_fake(*args: Any) -> Any:
-        return returned((*empty_gradients(*args), *(x.new_empty(x.shape) if want else args[0].new_empty(0)
-                                                    for x, want in zip(args[n + 1:m + 1], args[-1], strict=True))))
+        wanted = zip(args[n + 1:m + 1], args[-1], strict=True)
+        return returned((*empty_gradients(*args), *(x.new_empty(x.shape) if want else nothing(args[0], i)
+                                                    for i, (x, want) in enumerate(wanted))))
 
     # The same, remembered: what follows from shapes, strides and parameters is worked out once.
 
