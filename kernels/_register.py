@@ -122,8 +122,8 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def empty_gradients(*args: Any) -> list[Tensor]:
         return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[1:n + 1]]
 
-    def nothing(grad_out: Tensor, i: int) -> Tensor:         # torch takes two without storage for one
-        return grad_out.new_empty(min(i, 1))
+    def nothing(grad_out: Tensor, i: int) -> Tensor:         # torch takes two alike for one and the same
+        return grad_out.new_empty((0,) * (i + 1))
 
     def returned(gradients: tuple[Tensor, ...]) -> Any:      # an operator with one output returns no tuple
         return gradients if len(gradients) > 1 else gradients[0]

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _attend as engine
 from .. import _host as host
 from .._attend import _unit
 from .._blocks import exponentials, load_lse, load_rows, store_lse, store_rows
