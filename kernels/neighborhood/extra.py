@@ -5,8 +5,9 @@ alone. The extra tokens are a second attention on the same engine, whose index m
 the map as one line, that of keys the line of tokens. Forward, each part has its output and its sum of exponentials,
 from which those of the whole follow exactly. Backward, dS = P (dP - delta) asks of the whole only the sum and delta, so
 both parts run by themselves once more, with those of the whole, and dq is the sum of theirs. A program that owns extra
-keys walks a share of the map's queries; shares are added up in a fixed order. The op runs this module: without extra tokens
-it hands its calls on as they are.
+keys walks a share of the map's queries; shares are added up in a fixed order.
+
+The op runs this module, which hands calls without extra tokens on as they are.
 """
 
 import functools

@@ -15,8 +15,8 @@ ROWS, COLUMNS, BOTH = (True, False), (False, True), (True, True)
     (7, 1, 7, (28, 28), 32, BOTH, 0), (7, 1, 1, (7, 7), 32, ROWS, 0), (13, 2, 1, (30, 27), 24, BOTH, 0),
     (7, 1, 1, (56, 56), 32, False, 1), (7, 1, 1, (7, 7), 32, False, 4), (7, 2, 1, (28, 31), 64, False, 17),
     (7, 1, 4, (28, 28), 128, ROWS, 77), (5, 1, 2, (20, 9), 256, False, 5), (13, 1, 1, (32, 41), 64, BOTH, 300)])
-def test_obeys_the_rule_at_the_sizes_of_models(kernel, dilation, stride, size, d, causal, tokens, dtype, poisoned, drawn,
-                                               to_all, rule):
+def test_obeys_the_rule_at_the_sizes_of_models(kernel, dilation, stride, size, d, causal, tokens, dtype, poisoned,
+                                               drawn, to_all, rule):
     geometry = make_geometry(kernel, dilation, stride, causal)
 
     def function(q, k, v, bias, extra_k=None, extra_v=None):

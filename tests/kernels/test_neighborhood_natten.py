@@ -1,6 +1,7 @@
 """NATTEN as another implementation: taken where it is asked for, refused with the reason, equal where it runs."""
 import importlib.util
 import random
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -71,6 +72,23 @@ def test_explain_says_why_natten_does_not_run(monkeypatch):
     assert "natten: natten is not installed" in str(explain("neighborhood_attention", *_qkv(), 3))
     monkeypatch.setattr(natten, "INSTALLED", True)
     assert "natten: it was measured faster on" in str(explain("neighborhood_attention", *_qkv(), 3))
+
+
+@pytest.mark.parametrize("change", [dict(is_causal=(False, True)), dict(extra=True)], ids=["causal", "extra"])
+def test_natten_is_taken_only_where_it_was_measured(change, monkeypatch):
+    monkeypatch.setattr(natten, "INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    class OnAnH200(NamedTuple):
+        is_cuda: bool = True
+        device: str = "cuda"
+        dtype: torch.dtype = torch.bfloat16
+        shape: tuple = (1, 256, 256, 24, 128)
+
+    q, extra = OnAnH200(), torch.empty(0) if change.get("extra") else None
+    plain, other = make_geometry(80, 1, 16), make_geometry(80, 1, 16, change.get("is_causal", False))
+    assert natten.loses(q, q, q, None, None, None, plain) is None
+    assert "without causality and extra tokens" in natten.loses(q, q, q, None, extra, extra, other)
 
 
 def _drawn(seed: int, causal: bool = False) -> tuple[tuple[int, int], Geometry]:
