@@ -1,4 +1,5 @@
 """What all tests share: skips that say why, and Triton's interpreter where there is no GPU."""
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -102,3 +103,19 @@ def equal_bits() -> Callable[[object, object], bool]:
         return a == b
 
     return compare
+
+
+@contextlib.contextmanager
+def _no_caches() -> Iterator[None]:
+    import torch._inductor.config as config
+    with config.patch(force_disable_caches=True):
+        yield
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """`torch.compile` remembers nothing, from before or in files: an op's route is no part of its memory's key."""
+    torch._dynamo.reset()
+    with _no_caches():
+        yield
+    torch._dynamo.reset()

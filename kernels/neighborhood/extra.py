@@ -188,17 +188,19 @@ class _Plan:
     """The launches' constants for one pair of head dimensions and dtype."""
 
     def __init__(self, d: int, dv: int, dtype: torch.dtype, bias: bool, align: int, tf32: bool, few: bool) -> None:
-        large = dtype == torch.float32 or host.padded(max(d, dv)) > 64
+        large_head = host.padded(max(d, dv)) > 64
+        large = dtype == torch.float32 or large_head
         self.tile, chunk = (32, 16) if large else (64, 16 if few else 32)
         self.key_tile, key_chunk = (16, 32) if large else (16 if few else 32, 64)
         shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(
             PLACE=query_place, OWN=query_place, KEY=token_place, MASK=None, BIAS=no_bias, P=(), TH=1, CH=1,
-            num_warps=4)  # fmt: skip
+            num_warps=8 if dtype == torch.float32 and large_head else 4)  # fmt: skip
         walk = dict(LOCATE=query_tile, SPAN=span, TW=self.tile, CW=chunk, num_stages=1 if large else 2)
         self.forward = shared | walk
         self.queries = shared | walk | dict(EXACT_DELTA=False)
         self.keys = shared | dict(LOCATE=token_tile, SPAN_T=span, TW=self.key_tile, CW=key_chunk, num_stages=1)
-        self.merge = {name: shared[name] for name in ("DV", "BDV", "HAS_BIAS", "FTZ", "SPLIT")} | dict(BM=64)
+        self.merge = {name: shared[name] for name in ("DV", "BDV", "HAS_BIAS", "FTZ", "SPLIT")} | dict(
+            BM=16 if large_head else 64, num_warps=4)  # fmt: skip
 
 
 _plan = functools.lru_cache(maxsize=256)(_Plan)

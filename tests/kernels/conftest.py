@@ -1,5 +1,4 @@
 """The ops written twice more, as plainly as can be, and the rule that errors are judged by."""
-import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
 
@@ -246,10 +245,7 @@ def _reordered(eager: Callable, tensors: dict[str, Tensor], grad: Tensor | None,
 
 def draw(batch: int, height: int, width: int, heads: int, d: int, dv: int, kernel: tuple[int, int] | None,
          device: str, tokens: int = 0) -> dict[str, Tensor]:
-    """float64 q, k, v, bias (with `kernel`), extra_k and extra_v (with `tokens`).
-
-    float16, bfloat16 and float32 all hold them exactly.
-    """
+    """float64 q, k, v, bias (with `kernel`), extra_k and extra_v (with `tokens`), exact in all lower dtypes too."""
     shapes = dict(q=(batch, height, width, heads, d), k=(batch, height, width, heads, d),
                   v=(batch, height, width, heads, dv))
     if kernel:
@@ -400,19 +396,3 @@ def drawn() -> Callable:
 @pytest.fixture
 def results() -> Callable:
     return run
-
-
-@contextlib.contextmanager
-def _no_caches() -> Iterator[None]:
-    import torch._inductor.config as config
-    with config.patch(force_disable_caches=True):
-        yield
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """`torch.compile` remembers nothing, from before or in files: an op's route is no part of its memory's key."""
-    torch._dynamo.reset()
-    with _no_caches():
-        yield
-    torch._dynamo.reset()
