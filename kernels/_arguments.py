@@ -15,6 +15,14 @@ def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     return found
 
 
+def switches(name: str, value: bool | tuple[bool, bool]) -> tuple[bool, bool]:
+    """`value` as (rows, columns). Raises TypeError for anything but a bool or two of them."""
+    found = (value, value) if isinstance(value, bool) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(found) != 2 or not all(isinstance(x, bool) for x in found):
+        raise TypeError(f"{name} must be a bool or a pair of bools (rows, columns), got {value!r}")
+    return found
+
+
 def ceil_div(n: int, d: int) -> int:
     """n / d rounded up; symbolic sizes stay symbolic."""
     return (n + d - 1) // d

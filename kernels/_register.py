@@ -50,6 +50,7 @@ class AttentionOp(NamedTuple):
     pairs: Callable[..., int]        # (shapes of q, v, extras, parameters) -> how many (query, key) pairs attend
     guest: str | None = None         # module of another library's implementation: NAME, refuses, loses
     products: tuple = ((1, 1), (3, 2))  # forward and backward: over all pairs, of q's and of v's head dimension
+    cast: tuple[str, ...] = ()       # those of the extras that autocast casts as it does q, k and v
 
 
 class Function(NamedTuple):
@@ -121,6 +122,9 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def empty_gradients(*args: Any) -> list[Tensor]:
         return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[1:n + 1]]
 
+    def nothing(grad_out: Tensor, i: int) -> Tensor:         # torch takes two alike for one and the same
+        return grad_out.new_empty((0,) * (i + 1))
+
     def returned(gradients: tuple[Tensor, ...]) -> Any:      # an operator with one output returns no tuple
         return gradients if len(gradients) > 1 else gradients[0]
 
@@ -131,12 +135,13 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             *form.split(*args[1:n + 1]), *extras, args[m + 1], args[m + 2], *op.prepare(*args[m + 3:-1]),
             *form.split(*grads), *wanted)
         found = found if isinstance(found, tuple) else (found,)
-        return returned((*grads, *(x.to(extra.dtype) if want else args[0].new_empty(0)
-                                   for x, extra, want in zip(found, extras, wanted, strict=True))))
+        return returned((*grads, *(x.to(extra.dtype) if want else nothing(args[0], i)
+                                   for i, (x, extra, want) in enumerate(zip(found, extras, wanted, strict=True)))))
 
     def backward_fake(*args: Any) -> Any:
-        return returned((*empty_gradients(*args), *(x.new_empty(x.shape) if want else args[0].new_empty(0)
-                                                    for x, want in zip(args[n + 1:m + 1], args[-1], strict=True))))
+        wanted = zip(args[n + 1:m + 1], args[-1], strict=True)
+        return returned((*empty_gradients(*args), *(x.new_empty(x.shape) if want else nothing(args[0], i)
+                                                    for i, (x, want) in enumerate(wanted))))
 
     # The same, remembered: what follows from shapes, strides and parameters is worked out once.
 
@@ -193,13 +198,15 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             return function.apply(key, *args)
         return forward_operator(*args)[0] if key is None else forward_tapes.run(key, args[:m], args[m:])[0]
 
+    casts = [i < n or op.extras[i - n] in op.cast for i in range(m)]
+
     def autocast(device: str, *args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
-        cast = [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 and x.device.type == device else x
-                for x in args[:n]]
+        cast = [x.to(dtype) if wanted and x is not None and x.is_floating_point() and x.dtype != torch.float64
+                and x.device.type == device else x for x, wanted in zip(args, casts)]
         key = torch._C.DispatchKey.AutocastCUDA if device == "cuda" else torch._C.DispatchKey.AutocastCPU
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return operator(*cast, *args[n:])
+            return operator(*cast, *args[m:])
 
     LIBRARY.impl(name, composite, "CompositeImplicitAutograd")
     LIBRARY.impl(name, functools.partial(autocast, "cuda"), "AutocastCUDA")

@@ -152,3 +152,14 @@ def drawn_shapes() -> Callable[[Path], Path]:
         return folder
 
     return draw
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """`torch.compile` remembers nothing, from before or in files: an op's route is no part of its memory's key."""
+    import torch._inductor.config as config
+
+    torch._dynamo.reset()
+    with config.patch(force_disable_caches=True):
+        yield
+    torch._dynamo.reset()

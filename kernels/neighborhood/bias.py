@@ -13,8 +13,10 @@ from .maps import _within, window_start
 
 
 @triton.jit
-def _query_rows(e, n, K: tl.constexpr, S: tl.constexpr):
+def _query_rows(e, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
     """Inclusive range of the queries that can see the key displaced by e in a group of n (a superset for S > 1)."""
+    if C:  # none sees what lies ahead
+        return tl.maximum(-e, 0), tl.where(e > 0, -1, n - 1)
     lo = tl.maximum(-e, 0)
     hi = n - 1 - tl.maximum(e, 0)
     if e > K - 1 - K // 2 + S // 2:  # only where the window is pushed inwards at the start
@@ -53,7 +55,7 @@ def bias_backward(
     b_bias = b_bias.to(tl.float32) * logit_base(SPLIT)
 
     unit = scale * logit_base(SPLIT)
-    lo, hi = _query_rows(e, tl.cdiv(height, dil_y), P[0], P[2])
+    lo, hi = _query_rows(e, tl.cdiv(height, dil_y), P[0], P[2], P[4])
     per_group = tl.maximum(hi - lo + 1, 0)
     segments = tl.cdiv(tl.cdiv(width, dil_x), BQ)
     work = tl.cdiv(batch, IMAGES) * dil_y * dil_x * per_group * segments
@@ -70,14 +72,17 @@ def bias_backward(
         b0 = (rest_w // dil_y) * IMAGES
         n_i = (height - g_y + dil_y - 1) // dil_y
         n_j = (width - g_x + dil_x - 1) // dil_x
-        lo, hi = _query_rows(e, n_i, P[0], P[2])
+        lo, hi = _query_rows(e, n_i, P[0], P[2], P[4])
         q_i = tl.full([BQ], 0, tl.int32) + (lo + row)
         k_i = tl.full([BK], 0, tl.int32) + (lo + row + e)
         q_j = j0 + o_m
         k_j = j0 - (P[1] - 1) + o_n
-        m_q = (q_j < n_j) & (q_i <= hi) & _within(q_i + e, window_start(q_i, n_i, P[0], P[2]), P[0])
+        m_q = (q_j < n_j) & (q_i <= hi)
+        m_q = m_q & _within(q_i, q_i + e, window_start(q_i, n_i, P[0], P[2], P[4]), P[0], P[4])
         m_k = (k_j >= 0) & (k_j < n_j) & (k_i <= hi + e)
-        ok = _within(k_j[None, :], window_start(q_j, n_j, P[1], P[3])[:, None], P[1])
+        ok = _within(
+            q_j[:, None], k_j[None, :], window_start(q_j, n_j, P[1], P[3], P[5])[:, None], P[1], P[5]
+        )
         b_add = tl.where(ok, b_bias, MASKED)
         y = g_y + q_i * dil_y
         x = g_x + q_j * dil_x

@@ -33,15 +33,13 @@ BIAS_BACKWARD = unspecialised(overlapping.bias_backward)
 FOLD_BIAS = unspecialised(fold_bias)
 
 
-def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
-    """Why the fused kernels cannot take these tensors, or None."""
-    return host.unsupported(q, v)
-
-
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float, part: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(out [B, H, W, heads, Dv] contiguous in q's dtype, lse float32 of :func:`lse_shape`)."""
+    """(out [B, H, W, heads, Dv] contiguous in q's dtype, lse float32 of :func:`lse_shape`).
+
+    ``part``: the neighborhood is but a part of what queries attend to.
+    """
     batch, height, width, heads, _ = q.shape
     q, k, v = host.contiguous_rows(q), host.contiguous_rows(k), host.contiguous_rows(v)
     out = torch.empty(batch, height, width, heads, v.shape[-1], device=q.device, dtype=q.dtype)
@@ -50,7 +48,7 @@ def forward(
         return out, lse
     bias = _table(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v)
-    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32())
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part)
     tensors = (q, k, v, q if bias is None else bias, out, lse)
     table = 1 if bias is None else bias.numel()
     if plan.closed:
@@ -66,16 +64,19 @@ def forward(
 
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor,
-    geometry: Geometry, scale: float, dq: Tensor, dk: Tensor, dv: Tensor, bias_grad: bool,
+    geometry: Geometry, scale: float, dq: Tensor, dk: Tensor, dv: Tensor, bias_grad: bool, part: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """Writes into dq, dk, dv (shapes of q, k, v; last dimension contiguous); returns the table's float32 gradient."""
+    """Writes into dq, dk, dv (shapes of q, k, v; last dimension contiguous); returns the table's float32 gradient.
+
+    ``part``: the neighborhood is but a part of what queries attend to, and out and lse are those of the whole.
+    """
     batch, height, width, heads, _ = q.shape
     q, k, v, grad_out = host.contiguous_rows(q), host.contiguous_rows(k), host.contiguous_rows(v), grad_out.contiguous()
     if out.numel() == 0:
         return torch.zeros(bias.shape, device=q.device) if bias_grad else None
     bias = _table(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v, dq, dk, dv)
-    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32())
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part)
     table, entries = (q, 1) if bias is None else (bias, bias.numel())
     if plan.closed:
         windows = batch * plan.tiles
@@ -109,16 +110,17 @@ class _Plan:
     """The launches' constants for one geometry, map and dtype: worked out once, since they cost more than a launch."""
 
     def __init__(self, geometry: Geometry, height: int, width: int, d: int, dv: int, dtype: torch.dtype, bias: bool,
-                 align: int, tf32: bool) -> None:  # fmt: skip
+                 align: int, tf32: bool, part: bool = False) -> None:  # fmt: skip
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
         shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(
             LOCATE=maps.locate, PLACE=maps.place, OWN=maps.place, BIAS=maps.table_offset,
-            P=(*geometry.kernel, *geometry.stride))  # fmt: skip
+            P=(*geometry.kernel, *geometry.stride, *map(int, geometry.causal)))  # fmt: skip
         count = math.prod(2 * n - 1 for n in geometry.kernel)
         fold = dict(P=geometry.kernel, COUNT=count, BLOCK=32)
         side = tuning.closed_side(geometry.kernel)
-        self.closed = side is not None and head_dim <= 64 and geometry.is_closed(height, width)
+        # the closed backward takes a query's delta over its window, which is not all of it where that is a part
+        self.closed = side is not None and head_dim <= 64 and geometry.is_closed(height, width) and not part
         if self.closed:
             self.tiles = geometry.dilation[0] * geometry.dilation[1]
             warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
@@ -145,7 +147,7 @@ class _Plan:
             tuning.forward_tiles(geometry.kernel, head_dim, wide, bias), SPAN=maps.key_span)  # fmt: skip
         self.query_tiles, self.queries = open_pass(
             tuning.query_tiles(geometry.kernel, head_dim, wide), SPAN=maps.key_span,
-            EXACT_DELTA=wide and not tf32)  # fmt: skip
+            EXACT_DELTA=wide and not tf32 and not part)  # fmt: skip
         self.key_tiles, self.keys = open_pass(
             tuning.key_tiles(geometry.kernel, head_dim, wide), SPAN_T=maps.query_span)  # fmt: skip
         names = ("P", "D", "BD", "DV", "BDV", "ALIGN", "PRECISION", "UPCAST", "FTZ", "SPLIT")

@@ -1,7 +1,7 @@
 """Index maps of neighborhood attention for the tile engine (``kernels/_attend.py`` says what each one answers).
 
 The space of a tile is one dilation group: the positions ``g + dilation * i``. ``P`` is (kernel rows, kernel columns,
-stride rows, stride columns).
+stride rows, stride columns, rows causal, columns causal).
 """
 
 import triton
@@ -9,23 +9,35 @@ import triton.language as tl
 
 
 @triton.jit
-def window_start(i, n, K: tl.constexpr, S: tl.constexpr):
-    """First key of the window of query i in a group of n: the window of its leader, shifted inside at the borders."""
+def window_start(i, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
+    """First key of the window of query i in a group of n: the window of its leader, shifted inside at the borders.
+
+    Causal (C): the leader is the last of its stride, its window ends at it, and the group's start cuts it short.
+    """
+    if C:
+        if S > 1:
+            i = (i // S) * S + S - 1
+        return tl.maximum(tl.minimum(i, n - 1) - (K - 1), 0)
     if S > 1:
         i = tl.minimum((i // S) * S + S // 2, n - 1)
     return tl.minimum(tl.maximum(i - K // 2, 0), n - K)
 
 
 @triton.jit
-def _last_reader(k, n, K: tl.constexpr, S: tl.constexpr):
+def _last_reader(k, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
     """Last query whose window starts at or before key k."""
+    if C:
+        inside = ((k + K - S) // S) * S + S - 1
+        return tl.where(k >= n - K, n - 1, tl.minimum(inside, n - 1))
     inside = ((k + K // 2 - S // 2) // S) * S + S - 1
     return tl.where(k >= n - K, n - 1, tl.minimum(inside, n - 1))
 
 
 @triton.jit
-def _first_reader(k, n, K: tl.constexpr, S: tl.constexpr):
+def _first_reader(k, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
     """First query whose window ends at or after key k."""
+    if C:
+        return k
     leader = k - K + 1 + K // 2
     inside = ((tl.maximum(leader - S // 2, 0) + S - 1) // S) * S
     return tl.where(k < K, 0, tl.minimum(inside, n - 1))
@@ -51,28 +63,34 @@ def place(i, j, g, P: tl.constexpr):
 
 @triton.jit
 def key_span(i0, j0, n_i, n_j, g, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
-    i_hi = window_start(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2]) + P[0]
-    j_hi = window_start(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3]) + P[1]
-    return window_start(i0, n_i, P[0], P[2]), i_hi, window_start(j0, n_j, P[1], P[3]), j_hi
+    i_hi = window_start(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2], P[4]) + P[0]
+    j_hi = window_start(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3], P[5]) + P[1]
+    if P[4]:  # none sees beyond itself
+        i_hi = tl.minimum(i0 + TH, n_i)
+    if P[5]:
+        j_hi = tl.minimum(j0 + TW, n_j)
+    return window_start(i0, n_i, P[0], P[2], P[4]), i_hi, window_start(j0, n_j, P[1], P[3], P[5]), j_hi
 
 
 @triton.jit
 def query_span(i0, j0, n_i, n_j, g, TH: tl.constexpr, TW: tl.constexpr, P: tl.constexpr):
-    i_hi = _last_reader(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2]) + 1
-    j_hi = _last_reader(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3]) + 1
-    return _first_reader(i0, n_i, P[0], P[2]), i_hi, _first_reader(j0, n_j, P[1], P[3]), j_hi
+    i_hi = _last_reader(tl.minimum(i0 + TH, n_i) - 1, n_i, P[0], P[2], P[4]) + 1
+    j_hi = _last_reader(tl.minimum(j0 + TW, n_j) - 1, n_j, P[1], P[3], P[5]) + 1
+    return _first_reader(i0, n_i, P[0], P[2], P[4]), i_hi, _first_reader(j0, n_j, P[1], P[3], P[5]), j_hi
 
 
 @triton.jit
-def _within(k, start, K: tl.constexpr):
+def _within(q, k, start, K: tl.constexpr, C: tl.constexpr):
     # one unsigned comparison serves both ends of the window
+    if C:
+        return (k - start).to(tl.uint32, bitcast=True) <= (q - start).to(tl.uint32, bitcast=True)
     return (k - start).to(tl.uint32, bitcast=True) < K
 
 
 @triton.jit
 def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
-    rows = _within(k_i, window_start(q_i, n_i, P[0], P[2]), P[0])
-    return rows & _within(k_j, window_start(q_j, n_j, P[1], P[3]), P[1])
+    rows = _within(q_i, k_i, window_start(q_i, n_i, P[0], P[2], P[4]), P[0], P[4])
+    return rows & _within(q_j, k_j, window_start(q_j, n_j, P[1], P[3], P[5]), P[1], P[5])
 
 
 @triton.jit

@@ -5,6 +5,7 @@ semantics are ours, but for the relative bias, which it dropped, and its gradien
 """
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ def wanted(backend: str | None) -> bool:
     return bool(backend or ASKED) or INSTALLED and not torch.compiler.is_compiling()
 
 
-def refuses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
+def refuses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra_k: Tensor | None, extra_v: Tensor | None,
+            geometry: Geometry) -> str | None:
     """Why NATTEN cannot take this call, or None."""
     if not INSTALLED:
         return "natten is not installed"
@@ -35,37 +37,41 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geom
         return f"dtype {q.dtype} is not one of float16, bfloat16, float32"
     if min(geometry.kernel) < 2:
         return f"NATTEN's kernels begin at 2, and kernel_size is {geometry.kernel}"
-    if q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+    if q.device.type == "cpu" and torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (q, k, v, extra_k, extra_v)):
         return "NATTEN has no gradients on a CPU"
     if q.is_cuda and not load("natten").HAS_LIBNATTEN:
         return "natten was installed without its CUDA library"
     return None
 
 
-def loses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
+def loses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra_k: Tensor | None, extra_v: Tensor | None,
+          geometry: Geometry) -> str | None:
     """Why NATTEN is not taken unless it is asked for, though it could; None where it was measured faster."""
     head_dim, kernel = WINS_FROM
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
         return "it was measured faster on compute capability 9.0 alone"
     if q.dtype == torch.float32 or q.shape[-1] != head_dim or min(geometry.kernel) < kernel:
         return f"it was measured faster in 16 bits at head dimension {head_dim} and kernels of {kernel} and more alone"
+    if any(geometry.causal) or extra_k is not None:
+        return "it was measured faster without causality and extra tokens alone"
     if torch.are_deterministic_algorithms_enabled():
         return "deterministic algorithms are asked for"
     return None
 
 
-def chosen(backend: str | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
-    """The implementation that this call must take, None for the usual order.
+def chosen(backend: str | None, *call: Any) -> str | None:
+    """The implementation that this call must take, None for the usual order; `call` is what `refuses` takes.
 
     Raises ValueError for an unknown name, and where `backend` asks for what cannot take the call, with the reason.
     """
     asked = ASKED if backend is None else backend
     if not asked:
-        return None if loses(q, k, v, bias, geometry) or refuses(q, k, v, bias, geometry) else "natten"
+        return None if loses(*call) or refuses(*call) else "natten"
     name = VARIABLE if backend is None else "backend"
     if asked not in BACKENDS:
         raise ValueError(f"{name} must be one of {', '.join(BACKENDS)}, got {asked!r}")
-    reason = refuses(q, k, v, bias, geometry) if asked == "natten" else None
+    reason = refuses(*call) if asked == "natten" else None
     if reason is None:
         return asked
     if backend is None:  # a variable speaks of all calls of a process: those that it cannot be had for go on as usual
@@ -73,7 +79,9 @@ def chosen(backend: str | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | 
     raise ValueError(f"backend 'natten' cannot take this call: {reason}")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: float) -> Tensor:
-    """Shapes as in `neighborhood_attention`; differentiable in q, k and v on a GPU."""
+def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: float, extra_k: Tensor | None,
+           extra_v: Tensor | None) -> Tensor:
+    """Shapes as in `neighborhood_attention`; differentiable in its tensors on a GPU."""
     return load("natten").na2d(q, k, v, kernel_size=geometry.kernel, stride=geometry.stride, dilation=geometry.dilation,
-                               scale=scale)
+                               is_causal=geometry.causal, scale=scale, additional_keys=extra_k,
+                               additional_values=extra_v)

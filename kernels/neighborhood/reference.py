@@ -3,6 +3,8 @@
 An axis of `n` positions with dilation `d` falls into `d` groups, position `p` being number `p // d` of group `p % d`.
 Attention stays inside a group. A group of `L` numbers has windows of `k` consecutive numbers: with stride `s` query `i`
 takes the window of its leader `min(i // s * s + s // 2, L - 1)`, centred on the leader and shifted inwards at the ends.
+Along a causal axis the leader is the last
+of its stride, the window ends at it, cut short at the group's start, and a query sees none of it beyond itself.
 On a map the rows' windows and the columns' windows multiply to rectangles. See README.md for the maths.
 
 A gather per query would be slow, and a mask over the whole map quadratic. So queries are cut into tiles, the keys that
@@ -41,7 +43,8 @@ def tile_size(n: int, k: int, d: int, s: int) -> int | None:
     return s * max(1, round(max(4, k // 2) / s))
 
 
-def axis_tiles(n: int, k: int, d: int, s: int, tile: int | None, device: torch.device) -> AxisTiles:
+def axis_tiles(n: int, k: int, d: int, s: int, tile: int | None, device: torch.device,
+               causal: bool = False) -> AxisTiles:
     """Cut an axis of `n` positions into tiles of `tile` queries (None: one tile a group), by arithmetic on aranges."""
     longest = (n + d - 1) // d                               # the longest group's length; others may be one shorter
     whole = tile is None
@@ -57,11 +60,11 @@ def axis_tiles(n: int, k: int, d: int, s: int, tile: int | None, device: torch.d
     length = (n - group + d - 1) // d                        # [N, 1]
     query = first + torch.arange(tile, device=device)        # [N, T]
     query = torch.minimum(query, length - 1)                 # past the group's end: its last query again, dropped later
-    leader = torch.minimum(query // s * s + s // 2, length - 1)
-    start = torch.minimum((leader - k // 2).clamp(min=0), length - k)
+    leader = torch.minimum(query // s * s + (s - 1 if causal else s // 2), length - 1)
+    start = (leader - k + 1).clamp(min=0) if causal else torch.minimum((leader - k // 2).clamp(min=0), length - k)
     key = start[:, :1] + torch.arange(box, device=device)    # [N, X]; the first query's window starts first
     start, seen = start.unsqueeze(2), key.unsqueeze(1)       # [N, T, 1], [N, 1, X]
-    mask = (seen >= start) & (seen < start + k)
+    mask = (seen >= start) & (seen <= query.unsqueeze(2) if causal else seen < start + k)
     relative = (seen - query.unsqueeze(2) + (k - 1)).clamp(0, 2 * k - 2)
     queries = keys = inverse = None
     if not whole or n % d:                                   # else a reshape does it
@@ -117,33 +120,44 @@ def _chunks(rows: AxisTiles, logits_a_tile: int) -> list[AxisTiles]:
             for queries, keys, mask, relative in zip(*parts)]
 
 
-def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry,
-                           scale: float) -> Tensor:
+def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float,
+                           extra_k: Tensor | None = None, extra_v: Tensor | None = None) -> Tensor:
     """Neighborhood attention of `q`, `k` [B, H, W, heads, D] and `v` [B, H, W, heads, Dv]: [B, H, W, heads, Dv].
 
-    `bias`: [heads, 2 * kernel_h - 1, 2 * kernel_w - 1] or None. Differentiable any number of times. Computes in
-    float32, or float64 for float64 inputs, and returns q's dtype. Arguments must have been checked.
+    `bias`: [heads, 2 * kernel_h - 1, 2 * kernel_w - 1] or None. `extra_k` [B, T, heads, D] and `extra_v`
+    [B, T, heads, Dv]: tokens that every query attends to besides, in the same softmax. Differentiable any number of
+    times. Computes in float32, or float64 for float64 inputs, and returns q's dtype. Arguments must have been checked.
     """
     batch, height, width, heads, _ = q.shape
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     rows, columns = (
-        axis_tiles(n, kernel, d, s, tile_size(n, kernel, d, s), q.device)
-        for n, kernel, d, s in zip((height, width), geometry.kernel, geometry.dilation, geometry.stride, strict=True))
+        axis_tiles(n, kernel, d, s, tile_size(n, kernel, d, s), q.device, causal)
+        for n, kernel, d, s, causal in zip((height, width), *geometry, strict=True))
 
     def tiles(x: Tensor, y: Tensor | None, x_: Tensor | None) -> Tensor:
         x = _cut(_cut(x.to(compute), 2, x_, columns.dilation), 1, y, rows.dilation)   # [B, M, S, N, T, heads, D]
         return x.permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5)                           # [B, heads, M, N, S * T, D]
+
+    if extra_k is not None:                                                           # [B, heads, 1, 1, T, D]
+        more_keys, more_values = (x.to(compute).transpose(1, 2)[:, :, None, None] for x in (extra_k, extra_v))
 
     def attend(rows: AxisTiles) -> Tensor:
         queries = tiles(q, rows.queries, columns.queries) * scale
         keys, values = (tiles(x, rows.keys, columns.keys) for x in (k, v))
         logits = queries @ keys.transpose(-1, -2)                                     # [B, heads, M, N, S * T, Y * X]
         logits = logits + _logit_offsets(bias, rows, columns, compute)
-        out = logits.softmax(-1) @ values                                             # [B, heads, M, N, S * T, Dv]
+        if extra_k is None:
+            out = logits.softmax(-1) @ values                                         # [B, heads, M, N, S * T, Dv]
+        else:
+            seen = logits.shape[-1]
+            weights = torch.cat((logits, queries @ more_keys.transpose(-1, -2)), -1).softmax(-1)
+            out = weights[..., :seen] @ values + weights[..., seen:] @ more_values
         out = out.unflatten(4, (rows.mask.shape[1], columns.mask.shape[1]))           # [B, heads, M, N, S, T, Dv]
         return out.permute(0, 2, 4, 3, 5, 1, 6)                                       # [B, M, S, N, T, heads, Dv]
 
     logits_a_tile = batch * heads * rows.mask[0].numel() * columns.mask.numel()
+    if extra_k is not None:
+        logits_a_tile += batch * heads * rows.mask.shape[1] * columns.mask[..., 0].numel() * extra_k.shape[1]
     out = [attend(chunk) for chunk in _chunks(rows, logits_a_tile)]
     out = torch.cat(out, 1) if len(out) > 1 else out[0]
     return _join(_join(out, 3, columns), 1, rows).to(q.dtype).contiguous()

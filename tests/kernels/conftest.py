@@ -1,5 +1,4 @@
 """The ops written twice more, as plainly as can be, and the rule that errors are judged by."""
-import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
 
@@ -13,41 +12,49 @@ from visionattn.kernels.neighborhood.geometry import Geometry
 from visionattn.kernels.window.geometry import Geometry as Windows
 
 
-def window(n: int, i: int, k: int, d: int, s: int) -> list[int]:
+def window(n: int, i: int, k: int, d: int, s: int, causal: bool = False) -> list[int]:
     """The positions that position `i` of `n` sees along an axis, as the contract words it."""
     group = list(range(i % d, n, d))
+    if causal:
+        leader = min(i // d // s * s + s - 1, len(group) - 1)
+        return [j for j in group[:leader + 1][-k:] if j <= i]
     leader = min(i // d // s * s + s // 2, len(group) - 1)
     start = min(max(leader - k // 2, 0), len(group) - k)
     return group[start:start + k]
 
 
-def attend_by_loop(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor:
+def attend_by_loop(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float,
+                   extra_k: Tensor | None = None, extra_v: Tensor | None = None) -> Tensor:
     """One query position after another."""
     batch, height, width, heads, _ = q.shape
-    (ky, kx), (dy, dx), (sy, sx) = geometry
+    (ky, kx), (dy, dx), (sy, sx), (causal_y, causal_x) = geometry
     out = torch.empty(batch, height, width, heads, v.shape[-1], dtype=q.dtype)
     for y in range(height):
-        rows = window(height, y, ky, dy, sy)
+        rows = window(height, y, ky, dy, sy, causal_y)
         for x in range(width):
-            columns = window(width, x, kx, dx, sx)
+            columns = window(width, x, kx, dx, sx, causal_x)
             logits = torch.einsum("bhd,byxhd->bhyx", q[:, y, x], k[:, rows][:, :, columns]) * scale
             if bias is not None:
                 table_rows = [row // dy - y // dy + ky - 1 for row in rows]
                 table_columns = [column // dx - x // dx + kx - 1 for column in columns]
                 logits = logits + bias[:, table_rows][:, :, table_columns]
-            weights = logits.flatten(2).softmax(-1).view_as(logits)
-            out[:, y, x] = torch.einsum("bhyx,byxhd->bhd", weights, v[:, rows][:, :, columns])
+            logits, values = logits.flatten(2), v[:, rows][:, :, columns].flatten(1, 2)
+            if extra_k is not None:
+                logits = torch.cat((logits, torch.einsum("bhd,bthd->bht", q[:, y, x], extra_k) * scale), -1)
+                values = torch.cat((values, extra_v), 1)
+            out[:, y, x] = torch.einsum("bhn,bnhd->bhd", logits.softmax(-1), values)
     return out
 
 
-def attend_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> Tensor:
+def attend_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry, scale: float,
+                  extra_k: Tensor | None = None, extra_v: Tensor | None = None) -> Tensor:
     """Every query against the whole map under a mask, in q's dtype throughout: what eager PyTorch gives."""
     _, height, width, heads, _ = q.shape
     axes = []
-    for n, size, d, s in zip((height, width), *geometry, strict=True):
+    for n, size, d, s, causal in zip((height, width), *geometry, strict=True):
         mask, relative = torch.zeros(n, n, dtype=torch.bool), torch.zeros(n, n, dtype=torch.long)
         for i in range(n):
-            for j in window(n, i, size, d, s):
+            for j in window(n, i, size, d, s, causal):
                 mask[i, j], relative[i, j] = True, j // d - i // d + size - 1
         axes.append((mask.to(q.device), relative.to(q.device)))
     (mask_y, relative_y), (mask_x, relative_x) = axes
@@ -56,17 +63,27 @@ def attend_to_all(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry
     if bias is not None:
         added = bias.to(q.dtype)[:, relative_y[:, None, :, None], relative_x[None, :, None, :]]
         added = added.flatten(3).flatten(1, 2)
-    return attend_under_mask(q, k, v, added, seen, scale)
+    if extra_k is None:
+        return attend_under_mask(q, k, v, added, seen, scale)
+    tokens, shape = extra_k.shape[1], v.shape           # as rows of the map below it, which is one column
+    k, v = (torch.cat((x.flatten(1, 2), more), 1).unsqueeze(2) for x, more in ((k, extra_k), (v, extra_v)))
+    seen = torch.cat((seen, seen.new_ones(len(seen), tokens)), 1)
+    added = None if added is None else torch.nn.functional.pad(added, (0, tokens))
+    return attend_under_mask(q, k, v, added, seen, scale, shape[1:3])
 
 
-def attend_under_mask(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, seen: Tensor, scale: float) -> Tensor:
-    """`seen` [H * W, H * W]: which pairs attend; `added` [heads, H * W, H * W]: to their logits."""
+def attend_under_mask(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, seen: Tensor, scale: float,
+                      size: tuple[int, int] | None = None) -> Tensor:
+    """`seen` [queries, keys]: which pairs attend; `added` [heads, queries, keys]: to their logits.
+
+    `size`: of the map of queries, the keys' unless given.
+    """
     logits = (q * scale).flatten(1, 2).transpose(1, 2) @ k.flatten(1, 2).permute(0, 2, 3, 1)
     if added is not None:
         logits = logits + added
     weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
     out = weights @ v.flatten(1, 2).transpose(1, 2)
-    return out.transpose(1, 2).unflatten(1, k.shape[1:3])
+    return out.transpose(1, 2).unflatten(1, size or k.shape[1:3])
 
 
 def members(n: int, i: int, window: int, shift: int, grid: bool) -> dict[int, int]:
@@ -227,12 +244,14 @@ def _reordered(eager: Callable, tensors: dict[str, Tensor], grad: Tensor | None,
 
 
 def draw(batch: int, height: int, width: int, heads: int, d: int, dv: int, kernel: tuple[int, int] | None,
-         device: str) -> dict[str, Tensor]:
-    """float64 q, k, v, bias (with `kernel`) that float16, bfloat16 and float32 all hold exactly."""
+         device: str, tokens: int = 0) -> dict[str, Tensor]:
+    """float64 q, k, v, bias (with `kernel`), extra_k and extra_v (with `tokens`), exact in all lower dtypes too."""
     shapes = dict(q=(batch, height, width, heads, d), k=(batch, height, width, heads, d),
                   v=(batch, height, width, heads, dv))
     if kernel:
         shapes["bias"] = (heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)
+    if tokens:
+        shapes |= dict(extra_k=(batch, tokens, heads, d), extra_v=(batch, tokens, heads, dv))
     return {name: torch.randn(shape).bfloat16().to(device, torch.float64) for name, shape in shapes.items()}
 
 
@@ -377,19 +396,3 @@ def drawn() -> Callable:
 @pytest.fixture
 def results() -> Callable:
     return run
-
-
-@contextlib.contextmanager
-def _no_caches() -> Iterator[None]:
-    import torch._inductor.config as config
-    with config.patch(force_disable_caches=True):
-        yield
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """`torch.compile` remembers nothing, from before or in files: an op's route is no part of its memory's key."""
-    torch._dynamo.reset()
-    with _no_caches():
-        yield
-    torch._dynamo.reset()

@@ -9,6 +9,10 @@ def _q(*shape: int, dtype=torch.float32, device="cpu") -> torch.Tensor:
     return torch.zeros(shape or (1, 8, 9, 2, 16), dtype=dtype, device=device)
 
 
+def _extra(k: torch.Tensor | None = None, v: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    return dict(extra_k=_q(1, 3, 2, 16) if k is None else k, extra_v=_q(1, 3, 2, 16) if v is None else v)
+
+
 WRONG = {
     "q-ndim": (dict(q=_q(8, 9, 2, 16)), ValueError,
                r"q must be \[batch, height, width, heads, head_dim\].*\[8, 9, 2, 16\]"),
@@ -39,6 +43,20 @@ WRONG = {
                    "floating-point tensor, got torch.int64"),
     "bias-device": (dict(bias=torch.zeros(2, 5, 5, device="meta")), ValueError,
                     "bias must be on q's device cpu, got meta"),
+    "causal-int": (dict(is_causal=1), TypeError, "is_causal must be a bool or a pair of bools .* got 1"),
+    "causal-triple": (dict(is_causal=(True,) * 3), TypeError, r"is_causal must be .* got \(True, True, True\)"),
+    "extra-alone": (dict(extra_v=_q(1, 3, 2, 16)), ValueError,
+                    "extra_k and extra_v must be given together, got extra_v and None for extra_k"),
+    "extra-heads": (_extra(_q(1, 3, 1, 16)), ValueError,
+                    r"extra_k must be \[batch, tokens, heads, head_dim\] = \[1, 1 or more, 2, 16\], got shape "
+                    r"\[1, 3, 1, 16\]"),
+    "extra-ndim": (_extra(_q(1, 3, 1, 2, 16)), ValueError, r"extra_k must be .* got shape \[1, 3, 1, 2, 16\]"),
+    "extra-none": (_extra(_q(1, 0, 2, 16)), ValueError, r"extra_k must be .*1 or more.* got shape \[1, 0, 2, 16\]"),
+    "extra-batch": (_extra(v=_q(2, 3, 2, 16)), ValueError, r"extra_v must be .* got shape \[2, 3, 2, 16\]"),
+    "extra-tokens": (_extra(v=_q(1, 4, 2, 16)), ValueError, "extra_v must hold as many tokens as extra_k, 3, got 4"),
+    "extra-dtype": (_extra(v=_q(1, 3, 2, 16, dtype=torch.float64)), TypeError,
+                    "extra_v must have q's dtype torch.float32, got torch.float64"),
+    "extra-device": (_extra(_q(1, 3, 2, 16, device="meta")), ValueError, "extra_k must be on q's device cpu, got meta"),
 }
 
 
@@ -60,4 +78,5 @@ def test_a_wrong_packed_shape_is_named(shape):
 
 def test_a_wrong_argument_is_named_by_the_torch_operator_too():
     with pytest.raises(ValueError, match="k must have q's shape"):
-        torch.ops.visionattn.neighborhood_attention(_q(), _q(1, 8, 8, 2, 16), _q(), None, [3, 3], [1, 1], [1, 1], 1.0)
+        torch.ops.visionattn.neighborhood_attention(_q(), _q(1, 8, 8, 2, 16), _q(), None, None, None,
+                                                     [3, 3], [1, 1], [1, 1], [False, False], 1.0)

@@ -1,6 +1,7 @@
 """NATTEN as another implementation: taken where it is asked for, refused with the reason, equal where it runs."""
 import importlib.util
 import random
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_natten_refuses_with_the_reason(change, reason, monkeypatch):
     q, k, v = _qkv(dtype=change.get("dtype", torch.float32))
     q.requires_grad_(change.get("grad", False))
     geometry = Geometry(change.get("kernel", (3, 3)), (1, 1), (1, 1))
-    assert reason in natten.refuses(q, k, v, change.get("bias"), geometry)
+    assert reason in natten.refuses(q, k, v, change.get("bias"), None, None, geometry)
 
 
 def test_the_variable_asks_only_where_it_can_be_had(monkeypatch):
@@ -73,14 +74,32 @@ def test_explain_says_why_natten_does_not_run(monkeypatch):
     assert "natten: it was measured faster on" in str(explain("neighborhood_attention", *_qkv(), 3))
 
 
-def _drawn(seed: int) -> tuple[tuple[int, int], Geometry]:
+@pytest.mark.parametrize("change", [dict(is_causal=(False, True)), dict(extra=True)], ids=["causal", "extra"])
+def test_natten_is_taken_only_where_it_was_measured(change, monkeypatch):
+    monkeypatch.setattr(natten, "INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    class OnAnH200(NamedTuple):
+        is_cuda: bool = True
+        device: str = "cuda"
+        dtype: torch.dtype = torch.bfloat16
+        shape: tuple = (1, 256, 256, 24, 128)
+
+    q, extra = OnAnH200(), torch.empty(0) if change.get("extra") else None
+    plain, other = make_geometry(80, 1, 16), make_geometry(80, 1, 16, change.get("is_causal", False))
+    assert natten.loses(q, q, q, None, None, None, plain) is None
+    assert "without causality and extra tokens" in natten.loses(q, q, q, None, extra, extra, other)
+
+
+def _drawn(seed: int, causal: bool = False) -> tuple[tuple[int, int], Geometry]:
     draw = random.Random(seed)
     axes = []
     for _ in range(2):
         kernel, dilation = draw.randint(2, 6), draw.randint(1, 3)
         axes.append((kernel, dilation, draw.randint(1, kernel), kernel * dilation + draw.randint(0, 7)))
     kernel, dilation, stride, size = zip(*axes)
-    return size, make_geometry(kernel, dilation, stride)
+    which = draw.choice([(True, False), (False, True), (True, True)]) if causal else False
+    return size, make_geometry(kernel, dilation, stride, which)
 
 
 @needs_natten
@@ -91,12 +110,32 @@ def test_natten_computes_the_same(seed):
     size, geometry = _drawn(seed)
     q, k, v = _qkv(device, (2, *size, 2, 32))
     with torch.no_grad():
-        found = neighborhood_attention(q, k, v, *geometry, backend="natten")
-        eager = neighborhood_attention(q, k, v, *geometry, backend="reference")
-        exact = neighborhood_attention(*(x.double() for x in (q, k, v)), *geometry, backend="reference")
+        found = neighborhood_attention(q, k, v, *geometry[:3], backend="natten")
+        eager = neighborhood_attention(q, k, v, *geometry[:3], backend="reference")
+        exact = neighborhood_attention(*(x.double() for x in (q, k, v)), *geometry[:3], backend="reference")
     # NATTEN's float32 products are in TF32 on a GPU, ten bits each
     allowed = 2 * (eager - exact).abs().max().item() if device == "cpu" else 2.0**-10 * v.abs().max().item()
     assert (found - exact).abs().max().item() <= max(allowed, 1e-6)
+
+
+@needs_natten
+@pytest.mark.parametrize("tokens", [0, 5])
+@pytest.mark.parametrize("seed", range(12))
+def test_natten_computes_the_same_looking_back_only_and_with_extra_tokens(seed, tokens):
+    """Forward on a CPU: causal axes under drawn strides and dilations, tokens of the same softmax."""
+    size, geometry = _drawn(seed, causal=seed % 3 > 0)
+    tensors = dict(zip("qkv", _qkv("cpu", (2, *size, 2, 32)), strict=True))
+    if tokens:
+        tensors |= dict(extra_k=torch.randn(2, tokens, 2, 32), extra_v=torch.randn(2, tokens, 2, 32))
+
+    def call(backend, dtype=torch.float32):
+        given = {name: x.to(dtype) for name, x in tensors.items()}
+        return neighborhood_attention(**given, kernel_size=geometry.kernel, dilation=geometry.dilation,
+                                      stride=geometry.stride, is_causal=geometry.causal, backend=backend)
+
+    with torch.no_grad():
+        found, eager, exact = call("natten"), call("reference"), call("reference", torch.float64)
+    assert (found - exact).abs().max().item() <= max(2 * (eager - exact).abs().max().item(), 1e-6)
 
 
 @needs_natten
@@ -107,7 +146,7 @@ def test_natten_gives_the_same_gradients_on_a_gpu(seed):
     q, k, v = (x.requires_grad_() for x in _qkv("cuda", (2, *size, 2, 32), torch.float16))
     results = []
     for backend, cast in (("natten", lambda x: x), ("fused", lambda x: x), ("reference", torch.Tensor.double)):
-        out = neighborhood_attention(cast(q), cast(k), cast(v), *geometry, backend=backend)
+        out = neighborhood_attention(cast(q), cast(k), cast(v), *geometry[:3], backend=backend)
         weights = torch.linspace(-1, 1, out.numel(), device="cuda", dtype=out.dtype).view(out.shape)
         results.append([out, *torch.autograd.grad(out, (q, k, v), weights)])
     for theirs, ours, exact in zip(*results):

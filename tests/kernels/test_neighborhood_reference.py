@@ -17,7 +17,9 @@ def _case(seed: int):
     height, width = (k * d + r.randint(0, 11) for k, d in zip(kernel, dilation, strict=True))
     shape = dict(batch=r.randint(1, 2), height=height, width=width, heads=r.randint(1, 3), d=r.choice((8, 9, 16)),
                  dv=r.choice((8, 11)), kernel=kernel if r.random() < 0.6 else None, device="cpu")
-    return make_geometry(kernel, dilation, stride), shape
+    causal = (r.random() < 0.5, r.random() < 0.5) if r.random() < 0.6 else False
+    shape["tokens"] = r.randint(1, 5) if r.random() < 0.4 else 0
+    return make_geometry(kernel, dilation, stride, causal), shape
 
 
 @pytest.mark.parametrize("first", range(0, 240, 40))
@@ -25,7 +27,8 @@ def test_equals_a_loop_over_positions(first, drawn, by_loop, to_all, monkeypatch
     for seed in range(first, first + 40):
         geometry, shape = _case(seed)
         tensors = drawn(**shape)
-        arguments = tensors["q"], tensors["k"], tensors["v"], tensors.get("bias"), geometry, 0.3
+        arguments = *(tensors.get(name) for name in ("q", "k", "v", "bias")), geometry, 0.3, *(
+            tensors.get(name) for name in ("extra_k", "extra_v"))
         expected = by_loop(*arguments)
         case = f"case {seed}: {geometry} {shape}"
         torch.testing.assert_close(to_all(*arguments), expected, rtol=0, atol=1e-12, msg=case)
@@ -46,8 +49,8 @@ def test_gradients_equal_the_dense_ones(tiled, drawn, to_all, results, monkeypat
         tensors = drawn(**shape)
         grad = torch.randn(*tensors["q"].shape[:4], shape["dv"], dtype=torch.float64)
 
-        def call(function, q, k, v, bias=None, geometry=geometry):
-            return function(q, k, v, bias, geometry, 0.3)
+        def call(function, q, k, v, bias=None, extra_k=None, extra_v=None, geometry=geometry):
+            return function(q, k, v, bias, geometry, 0.3, extra_k, extra_v)
 
         expected = results(lambda call=call, **x: call(to_all, **x), tensors, grad)
         actual = results(lambda call=call, **x: call(reference.neighborhood_attention, **x), tensors, grad)
@@ -55,22 +58,49 @@ def test_gradients_equal_the_dense_ones(tiled, drawn, to_all, results, monkeypat
             torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-11, msg=f"{name} of case {seed}")
 
 
-GRADCHECKS = [((3, 2), 1, 1, (4, 3)), (2, 2, 2, (5, 4)), (3, 1, 2, (5, 3))]
+# kernel, dilation, stride, causal, size, extra tokens
+GRADCHECKS = [((3, 2), 1, 1, False, (4, 3), 0), (2, 2, 2, False, (5, 4), 0), (3, 1, 2, False, (5, 3), 0),
+              (3, 1, 2, (True, False), (5, 3), 0), ((3, 2), 1, 1, (False, True), (4, 3), 2)]
 
 
-@pytest.mark.parametrize("kernel, dilation, stride, size", GRADCHECKS)
-def test_gradcheck_through_q_k_v_and_bias(kernel, dilation, stride, size, drawn):
-    geometry = make_geometry(kernel, dilation, stride)
-    tensors = [x.requires_grad_() for x in drawn(1, *size, 1, 8, 9, geometry.kernel, "cpu").values()]
-    assert torch.autograd.gradcheck(lambda *x: reference.neighborhood_attention(*x, geometry, 0.4), tensors)
+def _checked(q, k, v, bias, extra_k=None, extra_v=None, *, geometry):
+    return reference.neighborhood_attention(q, k, v, bias, geometry, 0.4, extra_k, extra_v)
 
 
-@pytest.mark.parametrize("kernel, dilation, stride, size", GRADCHECKS)
-def test_gradgradcheck_through_q_k_v_and_bias(kernel, dilation, stride, size, drawn):
-    geometry = make_geometry(kernel, dilation, stride)
-    tensors = [x.requires_grad_() for x in drawn(1, *size, 1, 8, 8, geometry.kernel, "cpu").values()]
-    assert torch.autograd.gradgradcheck(
-        lambda *x: reference.neighborhood_attention(*x, geometry, 0.4), tensors, fast_mode=True)
+@pytest.mark.parametrize("kernel, dilation, stride, causal, size, tokens", GRADCHECKS)
+def test_gradcheck_through_all_tensors(kernel, dilation, stride, causal, size, tokens, drawn):
+    geometry = make_geometry(kernel, dilation, stride, causal)
+    tensors = [x.requires_grad_() for x in drawn(1, *size, 1, 8, 9, geometry.kernel, "cpu", tokens).values()]
+    assert torch.autograd.gradcheck(lambda *x: _checked(*x, geometry=geometry), tensors)
+
+
+@pytest.mark.parametrize("kernel, dilation, stride, causal, size, tokens", GRADCHECKS)
+def test_gradgradcheck_through_all_tensors(kernel, dilation, stride, causal, size, tokens, drawn):
+    geometry = make_geometry(kernel, dilation, stride, causal)
+    tensors = [x.requires_grad_() for x in drawn(1, *size, 1, 8, 8, geometry.kernel, "cpu", tokens).values()]
+    assert torch.autograd.gradgradcheck(lambda *x: _checked(*x, geometry=geometry), tensors, fast_mode=True)
+
+
+def test_keys_ahead_of_a_causal_query_leave_their_places_in_the_table_without_gradient(drawn):
+    geometry = make_geometry((3, 4), 1, 2, (True, False))
+    tensors = drawn(1, 7, 8, 2, 8, 8, geometry.kernel, "cpu")
+    bias = tensors["bias"].requires_grad_()
+    reference.neighborhood_attention(*tensors.values(), geometry, 0.4).square().sum().backward()
+    ahead, rest = bias.grad[:, 3:], bias.grad[:, :3]                   # rows of the table: key - query + 2
+    assert not ahead.any() and rest.abs().sum((0, 2)).all()
+
+
+def _pairs_of_an_axis(n: int, k: int, d: int, s: int, causal: bool) -> int:
+    mask = reference.axis_tiles(n, k, d, s, None, torch.device("cpu"), causal).mask    # [group, query, key]
+    return sum(mask[g, :len(range(g, n, d))].sum().item() for g in range(d))
+
+
+def test_the_pairs_that_flops_count_are_those_that_attend():
+    for seed in range(40):
+        geometry, shape = _case(seed)
+        sizes = shape["height"], shape["width"]
+        rows, columns = (_pairs_of_an_axis(*axis) for axis in zip(sizes, *geometry, strict=True))
+        assert geometry.pairs(*sizes) == rows * columns, f"case {seed}: {geometry} {sizes}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

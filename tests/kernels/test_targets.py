@@ -39,6 +39,11 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
     elif op == "routing":
         from visionattn.kernels.routing import fused, geometry
         geometry, table = geometry.make_geometry(7), torch.zeros(1, 49, more[0], dtype=torch.long)
+    elif op == "extra":
+        from visionattn.kernels.neighborhood import extra as fused, geometry
+        side, tokens = more
+        geometry, table = geometry.make_geometry(side, is_causal=True), torch.zeros(2, 2 * side - 1, 2 * side - 1)
+        rest = [torch.empty(1, tokens, 2, d, dtype=q.dtype) for _ in range(2)]
     elif op == "neighborhood":
         from visionattn.kernels.neighborhood import fused, geometry
         side, = more
@@ -50,9 +55,9 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         if shared:
             q, dq = empty(side), empty(side)
     table = table if bias or op in ("halo", "routing") else None
+    wanted = [bias and op != "routing"] + [True] * len(rest)
     with compile_only(capability) as compiled:
         out, lse = fused.forward(q, k, v, table, *rest, geometry, 1.0)
-        wanted = [bias and op != "routing"] * (1 + len(rest))
         fused.backward(grad, q, k, v, table, *rest, out, lse, geometry, 1.0, dq, dk, dv, *wanted)
     found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
 print(json.dumps(found))
@@ -76,6 +81,7 @@ def _compile(cases: list[tuple]) -> None:
 def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...]) -> list[tuple]:
     """What an op may be compiled for: its closed and its open kernels."""
     more = {"neighborhood": [(14, 7), (7, 7), (32, 13)],
+            "extra": [(14, 7, 17), (14, 7, 16), (7, 7, 1)],
             "window": [(14, 7, 0, "block", False), (14, 7, 3, "block", False), (24, 12, 6, "block", False),
                        (20, 7, 0, "grid", False), (14, 7, 0, "block", True), (14, 14, 0, "block", True),
                        (8, 4, 2, "block", False)],
@@ -87,7 +93,8 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
 
 
 @pytest.mark.parametrize("op, capability", [
-    *(("neighborhood", capability) for capability in SHARED),
+    *(("neighborhood", capability) for capability in SHARED), ("extra", 90),
+    *(pytest.param("extra", capability, marks=pytest.mark.slow) for capability in SHARED if capability != 90),
     *(pytest.param(op, capability, marks=[pytest.mark.slow] * (capability in (89, 100))) for op in ("window", "halo")
       for capability in SHARED),
     *(pytest.param("routing", capability, marks=pytest.mark.slow) for capability in SHARED)])
@@ -102,7 +109,7 @@ def test_the_models_kernels_over_all_tokens_and_of_routes_fit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["neighborhood", "window", "halo", "routing", "channel", "linear"])
+@pytest.mark.parametrize("op", ["neighborhood", "extra", "window", "halo", "routing", "channel", "linear"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("d", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("capability", SHARED)

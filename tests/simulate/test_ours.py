@@ -79,7 +79,7 @@ def test_the_kernels_index_maps_give_the_models_counts(size, kernel, stride, dil
     result = ours.simulate_ours(problem, head_dim)
     chunks = torch.zeros(plan.tiles, dtype=torch.int32, device=device)
     CHUNKS[(1,)](chunks, plan.tiles, *size, *dilation, triton.next_power_of_2(plan.tiles),
-                 *result.tiling.tile, *result.tiling.chunk, P=(*kernel, *stride))  # fmt: skip
+                 *result.tiling.tile, *result.tiling.chunk, P=plan.forward["P"])  # fmt: skip
     assert chunks.sum().item() == result.visited
     assert chunks.max().item() == result.busiest
     assert (chunks > 0).sum().item() == result.tiles
