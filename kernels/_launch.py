@@ -16,6 +16,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32",
           torch.int64: "*i64"}  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
+_ALWAYS = {"enable_fp_fusion": True}  # said, since Triton 3.10 no longer contracts a product and a sum by default
 _target: GPUTarget | None = None
 _compiled: list["Compiled"] = []
 _ready: dict[tuple[int, int] | None, tuple] = {}
@@ -60,9 +61,9 @@ def _launch(kernel: triton.JITFunction, programs: int, constants: dict, args: tu
     key = (id(constants), torch.cuda.current_device()) if _plain(args) else None
     found = _ready.get(key)
     if found is None:
-        compiled = kernel[(programs,)](*args, **constants)
+        compiled = kernel[(programs,)](*args, **constants, **_ALWAYS)
         if key is None:
-            return (functools.partial(kernel[(programs,)], **constants) if INTERPRETED else None), []
+            return (functools.partial(kernel[(programs,)], **constants, **_ALWAYS) if INTERPRETED else None), []
         rest = list(_constexprs(kernel, constants).values())
         _ready[key] = compiled, rest, constants  # holding the dict keeps its id from being given away
         return compiled[(programs, 1, 1)], rest
@@ -106,7 +107,7 @@ def compile_only(capability: int) -> Iterator[list[Compiled]]:
 
 
 def _compile(kernel: triton.JITFunction, args: tuple, constants: dict) -> Compiled:
-    options = {name: constants[name] for name in _OPTIONS if name in constants}
+    options = {name: constants[name] for name in _OPTIONS if name in constants} | _ALWAYS
     signature, attributes = {}, {}
     for position, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
         if isinstance(value, torch.Tensor):

@@ -122,26 +122,25 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def empty_gradients(*args: Any) -> list[Tensor]:
         return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[1:n + 1]]
 
-    def nothing(grad_out: Tensor, i: int) -> Tensor:         # torch takes two alike for one and the same
-        return grad_out.new_empty((0,) * (i + 1))
+    def returned(like: Tensor, gradients: list[Tensor | None]) -> Any:
+        """As an operator returns them: no None, no two alike, which torch takes for one; a single one without a tuple."""
+        found = [like.new_empty((0,) * (i + 1)) if x is None else x for i, x in enumerate(gradients)]
+        return tuple(found) if len(found) > 1 else found[0]
 
-    def returned(gradients: tuple[Tensor, ...]) -> Any:      # an operator with one output returns no tuple
-        return gradients if len(gradients) > 1 else gradients[0]
-
-    def backward(*args: Any) -> Any:
+    def backward(*args: Any) -> tuple[Tensor | None, ...]:
         grads, extras, wanted = empty_gradients(*args), args[n + 1:m + 1], args[-1]
         found = _on_device(
             lambda q, *rest: _dispatch.load(op.fused).backward(args[0], q, *rest),
             *form.split(*args[1:n + 1]), *extras, args[m + 1], args[m + 2], *op.prepare(*args[m + 3:-1]),
             *form.split(*grads), *wanted)
         found = found if isinstance(found, tuple) else (found,)
-        return returned((*grads, *(x.to(extra.dtype) if want else nothing(args[0], i)
-                                   for i, (x, extra, want) in enumerate(zip(found, extras, wanted, strict=True)))))
+        return (*grads, *(x.to(extra.dtype) if want else None
+                          for x, extra, want in zip(found, extras, wanted, strict=True)))
 
     def backward_fake(*args: Any) -> Any:
         wanted = zip(args[n + 1:m + 1], args[-1], strict=True)
-        return returned((*empty_gradients(*args), *(x.new_empty(x.shape) if want else nothing(args[0], i)
-                                                    for i, (x, want) in enumerate(wanted))))
+        return returned(args[0], [*empty_gradients(*args), *(x.new_empty(x.shape) if want else None
+                                                             for x, want in wanted)])
 
     # The same, remembered: what follows from shapes, strides and parameters is worked out once.
 
@@ -150,8 +149,11 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def remembered_forward(*args: Any) -> tuple[Tensor, Tensor]:
         return forward_tapes.run(forward_tapes.key(args[:m], args[m:]), args[:m], args[m:])
 
-    def remembered_backward(*args: Any) -> Any:
+    def remembered_gradients(*args: Any) -> tuple[Tensor | None, ...]:
         return backward_tapes.run(backward_tapes.key(args[:m + 3], args[m + 3:]), args[:m + 3], args[m + 3:])
+
+    def remembered_backward(*args: Any) -> Any:
+        return returned(args[0], remembered_gradients(*args))
 
     # Autograd on a GPU.
 
@@ -171,7 +173,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
                                              create_graph=True))
             grads = [next(found) if need else None for need in needs[:m]]
         else:
-            run = remembered_backward if _plain(grad_out) else backward_operator
+            run = remembered_gradients if _plain(grad_out) else backward_operator
             grads = run(grad_out, *given, out, lse, *ctx.parameters, list(needs[n:m]))
             grads = grads if isinstance(grads, tuple) else (grads,)
             grads = [x if need else None for x, need in zip(grads, needs)]

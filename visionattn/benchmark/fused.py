@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from visionattn.fusing import fuse
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 
 from . import records, share
 from .models import FUSED, build, measure_model
@@ -131,7 +131,7 @@ def _measure(
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:
-        values = {"note": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"}
+        values = {"note": f"{type(error).__name__}: {first_line(error)[:120]}"}
     _free(device)
     return values
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from visionattn.fusing import fuse
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 
 from . import natten_models, natten_peer
 from .records import Records
@@ -187,7 +187,7 @@ def run(
             except (UserError, KeyboardInterrupt):
                 raise
             except Exception as error:  # the other models of a long run must not be lost
-                values = dict(note=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}")
+                values = dict(note=f"{type(error).__name__}: {first_line(error)[:120]}")
             row = records.add(**fixed, **values)
             records.write()
             gc.collect()  # the next model's peak is its own

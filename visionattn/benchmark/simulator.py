@@ -17,6 +17,7 @@ import torch
 from visionattn.kernels.neighborhood import neighborhood_attention
 from visionattn.simulate import Problem, Result
 from visionattn.simulate.ours import simulate_ours
+from visionattn.training.errors import first_line
 
 from .cases import Case
 from .neighborhood import Inputs, sdpa
@@ -92,7 +93,7 @@ def run(
             try:
                 timed[case] = measure(partial(_call, case, x.separate), device, rep_ms)
             except Exception as error:  # the other measurements of a long run must not be lost
-                message = (str(error).strip().splitlines() or [""])[0]
+                message = first_line(error)
                 timed[case] = f"{type(error).__name__}: {message[:120]}"
         baseline = min(before, measure(partial(_call, full, x.separate), device, rep_ms).p50)
         for case, timing in timed.items():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from visionattn.training.errors import Unreadable, UserError
+from visionattn.training.errors import Unreadable, UserError, first_line
 from visionattn.training.sources import decode
 
 Target = dict[str, torch.Tensor]
@@ -61,7 +61,7 @@ class Coco:
             self.classes = [name for _, name in categories]
             self._sort_in(content["annotations"], pictures, annotations, split, cut)
         except (KeyError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
             raise UserError(f"data.root: {annotations} is not in COCO's format: {what}") from None
         if not categories or not pictures:
             raise UserError(f"data.root: {annotations} lists no {'images' if categories else 'categories'}")
@@ -176,7 +176,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"data.root: {file} is not a json file: {str(error).splitlines()[0]}") from None
+        raise UserError(f"data.root: {file} is not a json file: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"data.root: {file} is not in COCO's format: it holds no object with images and annotations")
     return content

@@ -14,7 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from visionattn.training import network
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 from visionattn.training.randomness import Purpose, seed_host, seed_of
 
 from .config import DetConfig, DetectorConfig
@@ -176,7 +176,7 @@ def create_detector(config: DetConfig, classes: list[str]) -> tuple[Detector, li
     try:
         detector = _MAKERS[options.detector](body, len(classes), options, {**size, **options.detector_kwargs})
     except (TypeError, ValueError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"model.detector {options.detector} cannot be built: {reason}") from None
     notes = _load(detector, options.checkpoint, classes) if options.checkpoint else []
     return detector, notes

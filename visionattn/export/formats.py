@@ -15,7 +15,7 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor
 
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 from visionattn.training.trained import Trained
 
 from .graph import Graph
@@ -66,7 +66,7 @@ def to_onnx(trained: Trained, graph: Graph, path: Path) -> Exported:
                 graph.program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"],
                 dynamic_shapes=(names,))  # fmt: skip
     except Exception as error:  # the converter's errors have no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"torch.onnx cannot convert the model: {reason[:300]}") from None
     finally:
         log.setLevel(before)
@@ -113,5 +113,5 @@ def to_folder(trained: Trained, path: Path) -> Exported:
     try:
         save_for_hf(trained.model, str(path), model_config=labels, safe_serialization=True, data_config=preprocessing)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"timm cannot save the model: {(str(error).splitlines() or ['?'])[0]}") from None
+        raise UserError(f"timm cannot save the model: {first_line(error)}") from None
     return timm.create_model(f"local-dir:{path}", pretrained=True).eval()

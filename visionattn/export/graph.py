@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 
 LARGEST = 4096  # height and width that a graph is asked to serve
 BATCHES = (1, 3)  # that a graph is verified with
@@ -88,7 +88,7 @@ def trace(model: nn.Module, size: tuple[int, int], sizes: Sizes = "auto", smalle
         with torch.inference_mode():
             model(x)
     except (AssertionError, ValueError, RuntimeError) as error:
-        raise UserError(f"the model refuses images of {size[0]}x{size[1]} pixels: {_first_line(error)}") from None
+        raise UserError(f"the model refuses images of {size[0]}x{size[1]} pixels: {first_line(error)[:300]}") from None
     batch = Dim.DYNAMIC(min=1, max=1 << 20)
     begun = time.perf_counter()
     if sizes != "fixed" and min(size) >= smallest:
@@ -97,7 +97,7 @@ def trace(model: nn.Module, size: tuple[int, int], sizes: Sizes = "auto", smalle
             graph = _graph(model, x, {0: batch, **sides}, size, begun)
         except Exception as error:  # torch's exporter fails with exceptions of many kinds
             if sizes == "dynamic":
-                raise UserError(f"the model has no graph of dynamic sizes: {_first_line(error)}") from None
+                raise UserError(f"the model has no graph of dynamic sizes: {first_line(error)[:300]}") from None
         else:
             if graph is not None and not (graph.fixed and sizes == "dynamic"):
                 return graph
@@ -109,7 +109,7 @@ def trace(model: nn.Module, size: tuple[int, int], sizes: Sizes = "auto", smalle
     try:
         return _graph(model, x, {0: batch}, size, begun)
     except Exception as error:
-        raise UserError(f"torch.export cannot trace the model: {_first_line(error)}") from None
+        raise UserError(f"torch.export cannot trace the model: {first_line(error)[:300]}") from None
 
 
 def _graph(model: nn.Module, x: torch.Tensor, dims: dict, size: tuple[int, int], begun: float) -> Graph | None:
@@ -163,8 +163,3 @@ def _narrowed(limits: Range, own: int, serves: Callable[[int], bool]) -> Range:
             inside, outside = (middle, outside) if serves(middle) else (inside, middle)
         ends.append(inside)
     return ends[0], ends[1]
-
-
-def _first_line(error: Exception) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from visionattn.training.errors import first_line
+
 
 class Differs(Exception):
     """What was exported is not the model; the message says how."""
@@ -56,7 +58,7 @@ def verify(
         try:
             found = exported(x)
         except Exception as error:  # a runtime's errors are of its own kind
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise Differs(f"fails on images {'x'.join(map(str, shape))}: {reason}") from None
         if found.shape != expected.shape:
             raise Differs(f"gives {tuple(found.shape)} for images {tuple(shape)}, the model {tuple(expected.shape)}")

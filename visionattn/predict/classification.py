@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from visionattn.training.config import DataConfig
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 from visionattn.training.trained import Running, Trained
 from visionattn.training.transforms import ToInput, eval_transform
 
@@ -95,7 +95,7 @@ class Classifier:
             with self.running.autocast:
                 logits = self.network(self.to_input(pixels)).float()
         except (AssertionError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             size = self.data.image_size
             raise UserError(f"{self.trained.origin.source} refuses images of {size}x{size} pixels: {reason}") from None
         probabilities, indices = logits.softmax(1).topk(self.top)

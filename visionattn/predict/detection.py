@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from visionattn.detection.config import DetConfig, DetDataConfig, DetectorConfig
 from visionattn.detection.drawing import drawn
 from visionattn.detection.network import create_detector
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 from visionattn.training.trained import Origin, Running
 
 from . import drawing
@@ -96,7 +96,7 @@ class DetectorPredictor:
         try:
             self.network.load_state_dict(load_file(origin.path))
         except Exception as error:  # each kind of damage has an error of its own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"checkpoint {origin.path} cannot be read: {reason}") from None
         self.network.to(running.device).eval()
         self.running, self.threshold = running, threshold

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from visionattn.segmentation import stack
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 from visionattn.training.trained import Running
 
 from . import drawing
@@ -153,7 +153,7 @@ class SegmentorPredictor:
             self.network.load_state_dict(found["state_dict"])
             self.pipeline = Compose([ConfigDict(step) for step in pipeline])
         except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"checkpoint {path} cannot be built: {reason}") from None
         self.network.to(running.device).eval()
         head = str(config["model"]["decode_head"].get("type")) if "decode_head" in config["model"] else ""

@@ -13,7 +13,7 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from visionattn.training.errors import Unreadable, UserError
+from visionattn.training.errors import Unreadable, UserError, first_line
 from visionattn.training.parallel import in_processes
 from visionattn.training.randomness import Purpose, seed_host, seed_of
 from visionattn.training.shapes import CLASSES, SPLITS, draw_scene
@@ -167,7 +167,7 @@ def _load(path: str, kind: str, mode: str | None) -> np.ndarray:
             with Image.open(path) as picture:
                 return np.asarray(picture if mode is None else picture.convert(mode))
     except Exception as error:  # Pillow's formats have errors of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise Unreadable(f"cannot read {kind} {path}: {reason}") from None
 
 

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmseg import registry as registries
 
 from visionattn.recipes import locate
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 
 KNOWN = ("MODELS", "DATASETS", "TRANSFORMS", "LOOPS", "HOOKS", "METRICS", "OPTIMIZERS", "PARAM_SCHEDULERS",
          "OPTIM_WRAPPERS", "OPTIM_WRAPPER_CONSTRUCTORS", "DATA_SAMPLERS", "VISUALIZERS", "VISBACKENDS")  # fmt: skip
@@ -33,7 +33,7 @@ def read_config(path: Path) -> Config:
     try:
         config = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"config {path} cannot be read: {reason}") from None
     lacking = [name for name in NEEDED if config.get(name) is None]
     if lacking:

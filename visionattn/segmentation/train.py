@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from visionattn.arguments import Parser, positive
-from visionattn.training.errors import Interrupted, UserError, one_line
+from visionattn.training.errors import Interrupted, UserError, first_line, one_line
 
 from . import stack
 
@@ -214,7 +214,7 @@ def _build(config: Any, train: bool) -> Any:
     except UserError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, ImportError, IndexError) as error:
-        reason = (str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error.args[0] if error.args else error)
         raise UserError(f"the config cannot be built: {reason}") from None
 
 

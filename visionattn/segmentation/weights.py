@@ -15,7 +15,7 @@ from timm.models import group_parameters
 from torch import nn
 
 import visionattn  # noqa: F401  registers the models
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 from visionattn.training.network import build, classes_in, read_weights
 
 
@@ -61,7 +61,7 @@ def create_features(name: str, kwargs: dict[str, Any], out_indices: tuple[int, .
             out_indices = tuple(range(maps))[-4:]
         return timm.create_model(name, features_only=True, out_indices=tuple(out_indices), **kwargs)
     except (TypeError, ValueError, RuntimeError, KeyError, AssertionError, AttributeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"backbone {name} cannot be built: {reason}") from None
 
 
@@ -105,7 +105,7 @@ def _published(name: str, kwargs: dict[str, Any], pretrained: bool) -> nn.Module
     try:
         return timm.create_model(name, pretrained=True, **kwargs)
     except Exception as error:  # the hub's, the network's and timm's own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"published weights of {name} cannot be had: {reason}") from None
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
 
@@ -57,7 +57,7 @@ def save(folder: Path, checkpoint: Checkpoint, best: bool = False) -> Path:
             os.rename(unfinished, target)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeErrors
             shutil.rmtree(unfinished, ignore_errors=True)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(
                 f"run.dir: checkpoint {target} cannot be written: {reason}; earlier ones are kept"
             ) from None
@@ -124,7 +124,7 @@ def load(folder: Path) -> Checkpoint:
         optimizer = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # each format's library has errors of its own for a damaged file
         raise UserError(
-            f"checkpoint {file} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            f"checkpoint {file} cannot be read: {first_line(error)}"
         ) from None
     return Checkpoint(model, ema, optimizer, state)
 

@@ -20,6 +20,11 @@ class Unreadable(UserError):
     """An image that cannot be read; the message names it."""
 
 
+def first_line(error: BaseException | str) -> str:
+    """What an error of a library says, on one line; its class's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def one_line(error: UserError) -> str:
     """The message on one line; one from a data loader's worker process comes with its traceback before it."""
     last = (str(error).strip().splitlines() or ["?"])[-1]

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from visionattn.environment import git_revision, versions
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .options import plain
 from .recipe import Recipe
 
@@ -116,7 +116,7 @@ def _start_wandb(folder: Path, config: Recipe) -> Any:
             project=config.run.wandb, name=folder.name, id=kept.read_text().strip(), resume="allow", dir=str(folder),
             config=plain(config))  # fmt: skip
     except wandb.errors.Error as error:
-        raise UserError(f"run.wandb is {config.run.wandb!r}: {(str(error).splitlines() or ['?'])[0]}") from None
+        raise UserError(f"run.wandb is {config.run.wandb!r}: {first_line(error)}") from None
 
 
 def memory_gib(device: torch.device) -> float:

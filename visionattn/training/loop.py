@@ -27,7 +27,7 @@ from . import checkpoint, logs, sharded
 from .average import Ema
 from .captured import CapturedStep
 from .checkpoint import Checkpoint
-from .errors import Interrupted, UserError
+from .errors import Interrupted, UserError, first_line
 from .optim import captures, create_optimizer, peak_group_lr
 from .options import plain
 from .progress import Progress
@@ -151,7 +151,7 @@ class Trainer:
             for group, options in zip(self.optimizer.param_groups, named):
                 group.update(options)  # the checkpoint's would silently win over those that this run was given
         except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"resume: {path} does not fit this run: {str(error).splitlines()[0]}") from None
+            raise UserError(f"resume: {path} does not fit this run: {first_line(error)}") from None
         if self.accelerator.scaler is not None and found.state.get("scaler"):
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.step, self.best = found.state["step"], found.state["best"]

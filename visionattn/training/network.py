@@ -14,7 +14,7 @@ from torch import nn
 
 from . import checkpoint
 from .config import TrainConfig
-from .errors import UserError
+from .errors import UserError, first_line
 from .randomness import Purpose, seed_host, seed_of
 
 
@@ -51,19 +51,15 @@ def build(
         model = timm.create_model(name, pretrained=pretrained, num_classes=count, **{**more, **kwargs})
     except (TypeError, ValueError, RuntimeError, KeyError, AssertionError) as error:
         if weights is not None:
-            raise UserError(f"checkpoint {weights} does not fit {option} {name}: {_first_line(error)}") from None
-        raise UserError(f"model {name} cannot be built: {_first_line(error)}") from None
+            raise UserError(f"checkpoint {weights} does not fit {option} {name}: {first_line(error)}") from None
+        raise UserError(f"model {name} cannot be built: {first_line(error)}") from None
     except Exception as error:  # without a network each library that fetches raises its own
         if not pretrained or weights is not None:
             raise
-        raise UserError(f"the published weights of {name} cannot be fetched: {_first_line(error)}") from None
+        raise UserError(f"the published weights of {name} cannot be fetched: {first_line(error)}") from None
     if new_head and not more.get("features_only"):
         model.reset_classifier(len(classes))
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def classes_in(state_dict: dict[str, torch.Tensor], name: str) -> int | None:
@@ -95,7 +91,7 @@ def read_weights(path: str) -> tuple[dict[str, torch.Tensor], list[str] | None]:
             classes = json.loads(state.read_text(encoding="utf-8")).get("classes")
         return load_state_dict(str(file), weights_only=True), classes
     except Exception as error:  # each format's library has errors of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"checkpoint {file} cannot be read: {reason}") from None
 
 

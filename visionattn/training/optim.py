@@ -6,7 +6,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .recipe import Recipe
 
 
@@ -37,7 +37,7 @@ def create_optimizer(config: Recipe, model: nn.Module) -> torch.optim.Optimizer:
             model, options.name, lr=config.peak_lr(), weight_decay=options.weight_decay, momentum=options.momentum,
             layer_decay=options.layer_decay, **more)  # fmt: skip
     except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"optim.name is {options.name!r}: {(str(error).splitlines() or ['?'])[0]}") from None
+        raise UserError(f"optim.name is {options.name!r}: {first_line(error)}") from None
 
 
 def peak_group_lr(optimizer: torch.optim.Optimizer) -> float:

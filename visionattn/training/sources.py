@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import create_reader
 
 from .config import DataConfig
-from .errors import Unreadable, UserError
+from .errors import Unreadable, UserError, first_line
 from .parallel import in_processes
 from .shapes import Shapes
 from .shards import Shards
@@ -165,7 +165,7 @@ def _hugging_face(config: DataConfig, split: str) -> Files:
             f"hfds/{config.root}", split=split, input_key=config.input_key or "image",
             target_key=config.target_key or "label")  # fmt: skip
     except Exception as error:  # the library's errors have no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"data.root: the Hugging Face dataset {config.root}, split {split}: {reason}") from None
     return Files(reader, f"{config.root}/{split}", config.cache, config.unreadable == "skip")
 

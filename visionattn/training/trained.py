@@ -16,7 +16,7 @@ from torch import nn
 
 from . import checkpoint
 from .config import DataConfig
-from .errors import UserError
+from .errors import UserError, first_line
 from .network import build, classes_in, read_weights
 
 CLASSIFICATION = "classification"
@@ -240,7 +240,7 @@ def _by_timm(origin: Origin, kwargs: dict[str, Any], choice: Choice) -> nn.Modul
             return timm.create_model(origin.name, num_classes=choice.classes, **kwargs)
         return timm.create_model(origin.name, pretrained=True, **kwargs)
     except Exception as error:  # config.json, weights and downloads each fail with errors of their own library
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         what = f"the published weights of {origin.source}" if origin.kind == "published" else f"model {origin.source}"
         raise UserError(f"{what} cannot be loaded: {reason}") from None
 

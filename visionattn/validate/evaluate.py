@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from visionattn.training.config import DataConfig, TrainConfig
 from visionattn.training.data import eval_loader
-from visionattn.training.errors import UserError
+from visionattn.training.errors import UserError, first_line
 from visionattn.training.shards import Shards
 from visionattn.training.sources import Images
 from visionattn.training.trained import Trained
@@ -176,7 +176,7 @@ def _answers(network: nn.Module, x: Tensor, trained: Trained) -> Tensor:
     except (AssertionError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise UserError(f"{len(x)} images at once take too much memory; lower data.eval_batch_size") from None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"{trained.origin.source} refuses images of {x.shape[2]}x{x.shape[3]} pixels: {reason}"
         ) from None

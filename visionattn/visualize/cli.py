@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visionattn.arguments import Parser, positive
-from visionattn.training.errors import UserError, one_line
+from visionattn.training.errors import UserError, first_line, one_line
 
 COMMANDS = "map|sheet|layers|pattern|zoo"
 
@@ -125,7 +125,7 @@ def _watched(args: argparse.Namespace):
     try:
         layers = record.attending_layers(found.model, picture.input)
     except (RuntimeError, ValueError, AssertionError) as error:  # timm's own models may insist on a size
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"the model does not take an image of {picture.size[0]}x{picture.size[1]}: {reason}") from None
     if not layers:
         raise UserError(f"{found.name.split(',')[0]} has no layer that attends over a map by an op of this library")
