@@ -123,7 +123,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
         return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in args[1:n + 1]]
 
     def returned(like: Tensor, gradients: list[Tensor | None]) -> Any:
-        """As an operator returns them: no None, no two alike, which torch takes for one; a single one without a tuple."""
+        """As an operator returns them: no None, no two alike, which torch takes for one; one without a tuple."""
         found = [like.new_empty((0,) * (i + 1)) if x is None else x for i, x in enumerate(gradients)]
         return tuple(found) if len(found) > 1 else found[0]
 
