@@ -17,7 +17,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(40, 40),
+        size=(48, 48),
     ),
     backbone=dict(
         type="VisionAttnBackbone",
@@ -27,7 +27,7 @@ model = dict(
         drop_path=0.0,
         frozen_stages=-1,
         compile=False,
-        kwargs=dict(stem_stride=2),  # small pictures: the finest map is half of them a side, the coarsest 3x3
+        kwargs=dict(),
     ),
     decode_head=dict(
         type="UPerHead",
@@ -59,7 +59,7 @@ model = dict(
 )
 
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=32,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type="InfiniteSampler", shuffle=True),
@@ -68,7 +68,9 @@ train_dataloader = dict(
         type="ShapesScenes",
         split="train",
         length=4000,
-        size=40,
+        size=48,
+        objects=(1, 1),
+        object_scale=(0.34, 0.46),
         pipeline=[
             dict(type="RandomFlip", prob=0.5),
             dict(type="PackSegInputs"),
@@ -84,7 +86,9 @@ val_dataloader = dict(
         type="ShapesScenes",
         split="val",
         length=200,
-        size=40,
+        size=48,
+        objects=(1, 1),
+        object_scale=(0.34, 0.46),
         test_mode=True,
         pipeline=[dict(type="PackSegInputs")],
     ),
@@ -93,13 +97,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="SceneIoU", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-max_iters = 1600
-train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=400)
+max_iters = 1100
+train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=550)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=1.0),
     constructor="LayerDecayConstructor",
     paramwise_cfg=dict(layer_decay=1.0),
