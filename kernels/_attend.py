@@ -14,8 +14,9 @@ inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's 
     the half-open box of keys that the tile's queries see; ``SPAN_T`` the box of queries that see the tile's keys;
 ``MASK(q_i, q_j, k_i, k_j, n_i, n_j, P) -> bool``
     which pairs attend, broadcasting its arguments;
-``BIAS(head, q_i, q_j, k_i, k_j, g, P, table) -> offset``
-    where a pair's additive bias lies among the ``table`` numbers at ``p_bias``; any value for other pairs.
+``BIAS(head, i, j, P) -> offset``
+    where the additive bias of a pair, its key (i, j) from its query, lies among the float32 numbers at ``p_bias``;
+    linear in i and j, and any value for pairs that do not attend.
 
 Where these are not enough an op may bring more (None otherwise):
 
@@ -49,7 +50,7 @@ from ._blocks import (
     LOWEST,
     MASKED,
     exponentials,
-    gather,
+    gather_seen,
     load_lse,
     load_rows,
     probabilities,
@@ -76,17 +77,35 @@ def _next_chunk(c_i, c_j, i_lo, i_hi, CH: tl.constexpr, CW: tl.constexpr):
 
 
 @triton.jit
-def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, g, MASK: tl.constexpr,
-            there, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-            FTZ: tl.constexpr):  # fmt: skip
-    """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add."""
+def _scores(b_q, b_k, scale, p_bias, near, q_i, q_j, k_i, k_j, n_i, n_j, MASK: tl.constexpr, there, P: tl.constexpr,
+            HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, FTZ: tl.constexpr):  # fmt: skip
+    """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add.
+
+    ``p_bias`` [M, 1] and ``near`` [1, N] are those of :func:`gather_seen`.
+    """
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     ok = there
     if MASK is not None:
         ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
     if HAS_BIAS:
-        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P, count), count, FTZ))
+        return tl.fma(b_s, scale, gather_seen(p_bias, near, ok, FTZ))
     return tl.where(ok, b_s, MASKED)
+
+
+@triton.jit
+def chunk_bias(p_bias, head, i, j, o, SIGN: tl.constexpr, CW: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr):
+    """(pointers [M, 1], offsets [1, N]) of the biases of a chunk: its positions ``o`` go on from displacements (i, j).
+
+    Spelt so that of an offset only what differs from thread to thread takes part in the pointers' arithmetic and the
+    rest is known when compiling: an instruction's own offset, so that a pair costs no arithmetic. In the tensor cores'
+    layouts of scores the bits 1 and 2 of a column are the thread's, all others the register's.
+    """
+    far = BIAS(head, i, j, P)[:, None].to(tl.int64)
+    of_thread, of_register = o & 6, o & -7
+    zero = BIAS(0, 0, 0, P)
+    of_thread = (BIAS(0, of_thread // CW, of_thread % CW, P) - zero)[None, :].to(tl.int64)
+    of_register = (BIAS(0, of_register // CW, of_register % CW, P) - zero)[None, :].to(tl.int64)
+    return p_bias + (far + SIGN * of_thread), SIGN * of_register
 
 
 @triton.jit
@@ -181,8 +200,11 @@ def attend_forward(
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
         if RELATE is None:
-            b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                          n_i, n_j, g, MASK, m_k[None, :], BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+            p_near, near = p_bias, 0
+            if HAS_BIAS:
+                p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, BIAS, P)
+            b_s = _scores(b_q, b_k, scale, p_near, near, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
+                          n_i, n_j, MASK, m_k[None, :], P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
         else:
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -275,9 +297,11 @@ def attend_backward_q(
             b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
             b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
             if RELATE is None:
-                b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
-                              k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, P, HAS_BIAS, PRECISION,
-                              FTZ)  # fmt: skip
+                p_near, near = p_bias, 0
+                if HAS_BIAS:
+                    p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, BIAS, P)
+                b_s = _scores(b_q, b_k, scale, p_near, near, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
+                              n_i, n_j, MASK, m_k[None, :], P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip
             else:
                 b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
                 b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -364,9 +388,11 @@ def attend_backward_kv(
         b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
         if RELATE is None:
-            b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
-                          n_i, n_j, g, MASK, m_k[:, None], BIAS, P, HAS_BIAS, PRECISION,
-                          FTZ)  # fmt: skip  # [keys BM, queries BN]
+            p_near, near = p_bias, 0
+            if HAS_BIAS:
+                p_near, near = chunk_bias(p_bias, head, k_i - c_i, k_j - c_j, o_n, -1, CW, BIAS, P)
+            b_s = _scores(b_k, b_q, scale, p_near, near, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
+                          n_i, n_j, MASK, m_k[:, None], P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [keys, queries]
         else:
             b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)

@@ -94,9 +94,13 @@ def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
 
 
 @triton.jit
-def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
-    """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1]: key minus query."""
+def table_offset(head, i, j, P: tl.constexpr):
+    """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1] of a key (i, j) from its query."""
     W: tl.constexpr = 2 * P[1] - 1
-    centre = head * (2 * P[0] - 1) * W + (P[0] - 1) * W + P[1] - 1
-    # one addition a pair: what depends on a key or a query alone stays outside the broadcast
-    return (k_i * W + k_j) + (centre - (q_i * W + q_j))
+    return (head * (2 * P[0] - 1) + P[0] - 1) * W + P[1] - 1 + i * W + j
+
+
+@triton.jit
+def pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
+    """The same of a query and a key, as closed windows ask."""
+    return table_offset(head, k_i - q_i, k_j - q_j, P)
