@@ -22,7 +22,7 @@ from . import bias as overlapping
 from . import joint, maps, tuning
 from .geometry import Geometry
 
-BIAS_TILE = (16, 32, 16)  # queries, keys and images that a step of the table's gradient takes
+BIAS_TILE = (16, 32, 32)  # queries, keys and images that a step of the table's gradient takes
 BIAS_SLICES = 8  # programs of one warp
 
 FORWARD = unspecialised(engine.attend_forward)
@@ -129,7 +129,7 @@ class _Plan:
         head_dim = host.padded(max(d, dv))
         shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(
             LOCATE=maps.locate, PLACE=maps.place, OWN=maps.place, BIAS=maps.table_offset,
-            P=(*geometry.kernel, *geometry.stride, *map(int, geometry.causal)))  # fmt: skip
+            P=(*geometry.kernel, *geometry.stride, *map(int, geometry.causal), int(bias)))  # fmt: skip
         count = math.prod(2 * n - 1 for n in geometry.kernel)
         fold = dict(P=geometry.kernel, COUNT=count, BLOCK=32)
         side = tuning.closed_side(geometry.kernel)
@@ -171,16 +171,18 @@ class _Plan:
             num_stages=1 if wide else 3)  # fmt: skip
         self.fold = fold | dict(CELL=overlapping.overlapping_cell, T=BIAS_TILE[:2], DEPTH=BIAS_TILE[0])
 
-        found = None if wide or head_dim > 64 or not bias else joint.box(geometry)
+        # sums of wider heads would not fit into registers
+        found = None if wide or head_dim > 32 or not bias else joint.box(geometry)
         self.joint = None
         if found is not None:
             (th, tw), cw = joint.TILE, joint.COLUMNS
             self.joint_tiles, _ = open_pass(tuning.Tiles(joint.TILE, (1, cw), 4, 2))
             self.joint = {name: shared[name] for name in names} | dict(
                 TH=th, TW=tw, CW=cw, BEFORE=found.before, NEEDS=found.needs, ROWS=found.rows,
-                IMAGES=joint.IMAGES, num_warps=4, num_stages=1)  # fmt: skip
+                IMAGES=joint.IMAGES, num_warps=4, num_stages=2)  # fmt: skip
+            depth = th // 2 * tw
             self.fold = fold | dict(
-                CELL=joint.joint_cell, T=(tw, cw, *found.before, found.rows, th // 2 * tw), DEPTH=th // 2 * tw)  # fmt: skip
+                CELL=joint.joint_cell, T=(tw, cw, *found.before, found.rows, depth), DEPTH=depth)  # fmt: skip
 
 
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
