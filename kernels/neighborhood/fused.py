@@ -94,12 +94,13 @@ def backward(
     numbers = (*geometry.dilation, scale, entries)
     joint_pass = bias_grad and plan.joint is not None
     if joint_pass:
-        work = plan.joint_tiles * math.ceil(batch / joint.IMAGES)
-        slices = min(work, max(1, host.programs(q.device, heads) // 2))  # two of these fit on a multiprocessor
+        room = max(1, host.programs(q.device, heads) // 2)  # two of these fit on a multiprocessor
+        images = max(1, min(joint.IMAGES, batch * plan.joint_tiles // room))
+        slices = min(plan.joint_tiles * math.ceil(batch / images), room)
         cells = (plan.joint["ROWS"] + 1) * math.prod(joint.TILE) // 2 * joint.COLUMNS
         partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
         launch(JOINT_BACKWARD, slices * heads, plan.joint, q, k, v, table, out, grad_out, lse, delta, dq, partial,
-               *strides[:16], batch, height, width, heads, plan.joint_tiles, *geometry.dilation, slices,
+               *strides[:16], batch, images, height, width, heads, plan.joint_tiles, *geometry.dilation, slices,
                scale)  # fmt: skip
     else:
         launch(BACKWARD_Q, batch * heads * plan.query_tiles, plan.queries, q, k, v, table, out, grad_out, lse, delta,
@@ -179,7 +180,7 @@ class _Plan:
             self.joint_tiles, _ = open_pass(tuning.Tiles(joint.TILE, (1, cw), 4, 2))
             self.joint = {name: shared[name] for name in names} | dict(
                 TH=th, TW=tw, CW=cw, BEFORE=found.before, NEEDS=found.needs, ROWS=found.rows,
-                IMAGES=joint.IMAGES, num_warps=4, num_stages=2)  # fmt: skip
+                num_warps=4, num_stages=2)  # fmt: skip
             depth = th // 2 * tw
             self.fold = fold | dict(
                 CELL=joint.joint_cell, T=(tw, cw, *found.before, found.rows, depth), DEPTH=depth)  # fmt: skip

@@ -20,7 +20,7 @@ from .geometry import Geometry
 from .maps import locate, neighbors, place, table_offset
 
 TILE, COLUMNS = (8, 8), 16     # rows and columns of queries that a program takes, and of a row of keys at a time
-IMAGES = 8                     # that it takes at one place of the map: masks and offsets are worked out once
+IMAGES = 8                     # at most, that it takes at one place of the map: addresses are worked out once
 
 
 class Box(NamedTuple):
@@ -71,9 +71,9 @@ def _plus(sums, b, I: tl.constexpr):
 def backward_q_and_bias(
     p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_delta, p_dq, p_partial,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h,
-    batch, height, width, heads, tiles, dil_y, dil_x, slices, scale,
+    batch, images, height, width, heads, tiles, dil_y, dil_x, slices, scale,
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CW: tl.constexpr, BEFORE: tl.constexpr,
-    NEEDS: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    NEEDS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     FTZ: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -87,7 +87,7 @@ def backward_q_and_bias(
     unit = _unit(scale, True)
     b_sums = (tl.zeros([TH // 2, TW, CW], tl.float32),) * (ROWS + 1)
 
-    work = tiles * tl.cdiv(batch, IMAGES)
+    work = tiles * tl.cdiv(batch, images)
     share = tl.cdiv(work, slices)
     for w in range(part * share, tl.minimum((part + 1) * share, work)):
         i0, j0, n_i, n_j, g = locate(w % tiles, height, width, dil_y, dil_x, TH, TW, P)
@@ -97,8 +97,8 @@ def backward_q_and_bias(
         m_q = (q_i >= i0) & (q_j >= j0) & (q_i < n_i) & (q_j < n_j)
         y, x = place(q_i, q_j, g, P)
         o_row = head * height * width + (y * width + x)
-        b0 = w // tiles * IMAGES
-        for image in range(b0, tl.minimum(b0 + IMAGES, batch)):
+        b0 = w // tiles * images
+        for image in range(b0, tl.minimum(b0 + images, batch)):
             b = tl.cast(image, tl.int64)
             b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
             p_row = b * height * o_y + head * DV

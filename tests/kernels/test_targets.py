@@ -9,6 +9,7 @@ import pytest
 
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}      # KiB that one program may take, by compute capability
 SPILLS = 256            # bytes of stack a thread, a quarter of its registers; more would say that a tile is too large
+KEPT_SPILLS = {"backward_q_and_bias": 1024}     # measured faster with them than two kernels that spill nothing
 PROGRAM = """
 import json, sys, torch
 from visionattn.kernels._launch import compile_only
@@ -75,7 +76,8 @@ def _compile(cases: list[tuple]) -> None:
     for capability, *case, shared, spills in found:
         assert shared <= SHARED[capability] * 1024, (capability, case, shared)
         if case[1] != "float32" and case[0] <= 128:     # float32 and 256 are for completeness: no tile would hold them
-            assert spills is None or spills <= SPILLS, (capability, case, f"{spills} bytes of stack a thread")
+            limit = KEPT_SPILLS.get(case[-1], SPILLS)
+            assert spills is None or spills <= limit, (capability, case, f"{spills} bytes of stack a thread")
 
 
 def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...]) -> list[tuple]:
