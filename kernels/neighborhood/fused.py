@@ -129,7 +129,7 @@ class _Plan:
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
         shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(
-            LOCATE=maps.locate, PLACE=maps.place, OWN=maps.place, BIAS=maps.table_offset,
+            LOCATE=maps.locate, PLACE=maps.place, OWN=maps.place, BIAS=maps.pair_offset,
             P=(*geometry.kernel, *geometry.stride, *map(int, geometry.causal), int(bias)))  # fmt: skip
         count = math.prod(2 * n - 1 for n in geometry.kernel)
         fold = dict(P=geometry.kernel, COUNT=count, BLOCK=32)
@@ -140,8 +140,7 @@ class _Plan:
             self.tiles = geometry.dilation[0] * geometry.dilation[1]
             warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
             # all groups are alike, so the maps that tell them apart are never asked
-            shared |= dict(BIAS=maps.pair_offset, ALIKE=True, CLAMP=True, KINDS=None, KIND=None, PICK=None, PART=None,
-                           TH=side[0], TW=side[1],
+            shared |= dict(ALIKE=True, CLAMP=True, KINDS=None, KIND=None, PICK=None, PART=None, TH=side[0], TW=side[1],
                            num_warps=warps)  # fmt: skip
             self.forward = shared | dict(num_stages=forward_stages)
             self.fold = fold | dict(CELL=closed.closed_cell, T=side, DEPTH=side[0] * side[1])
@@ -156,8 +155,8 @@ class _Plan:
                 for n, dil, t in zip((height, width), geometry.dilation, tiles.tile, strict=True)
             )
             return count, shared | more | dict(
-                MASK=maps.neighbors, TH=tiles.tile[0], TW=tiles.tile[1], CH=tiles.chunk[0], CW=tiles.chunk[1],
-                num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
+                MASK=maps.neighbors, NEAR=maps.table_offset, TH=tiles.tile[0], TW=tiles.tile[1], CH=tiles.chunk[0],
+                CW=tiles.chunk[1], num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
 
         self.tiles, self.forward = open_pass(
             tuning.forward_tiles(geometry.kernel, head_dim, wide, bias), SPAN=maps.key_span)  # fmt: skip

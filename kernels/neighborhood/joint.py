@@ -120,8 +120,9 @@ def backward_q_and_bias(
                                 UPCAST)  # fmt: skip
                 p_near, near = chunk_bias(p_bias, head, c - BEFORE[0] - o_m // TW, -BEFORE[1] - o_m % TW, o_n, 1,
                                           CW, table_offset, P)  # fmt: skip
-                b_s = _scores(b_q, b_k, scale, p_near, near, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                              n_i, n_j, neighbors, m_k[None, :], P, True, PRECISION, FTZ)  # fmt: skip
+                b_s = _scores(b_q, b_k, scale, p_near, near, 0, head, q_i[:, None], q_j[:, None], k_i[None, :],
+                              k_j[None, :], n_i, n_j, g, neighbors, m_k[None, :], None, table_offset, P, True,
+                              PRECISION, FTZ)  # fmt: skip
                 b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
                 b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
                 b_ds = b_p * (b_dp - b_delta[:, None])
