@@ -53,8 +53,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residu
     """Each channel convolved with a filter of its own, zeros around the map, which keeps its size.
 
     Args:
-        x: [batch, height, width, channels]; float16, bfloat16, float32, or (off the fused kernels) float64; any strides,
-            fastest with the channels contiguous.
+        x: [batch, height, width, channels]; float16, bfloat16, float32, or (off the fused kernels) float64; any
+            strides, fastest with the channels contiguous.
         weight: [channels, 1, side, side] as ``torch.nn.Conv2d`` keeps it, the side odd; in float32 or x's dtype.
         bias: [channels], in float32 or x's dtype.
         residual: add x, as a position encoding does (arXiv 2102.10882).

@@ -1,6 +1,6 @@
 """Depthwise convolution in Triton: what is launched, and when it can run.
 
-Layouts: x [B, H, W, C], any strides with the channels contiguous; its gradient likewise; out and its gradient contiguous.
+Layouts: x and its gradient [B, H, W, C], any strides with the channels contiguous; out and its gradient contiguous.
 """
 
 import functools
@@ -85,9 +85,12 @@ def _strides(x: Tensor, y: Tensor) -> tuple[list[int], int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(side: int, width: int, channels: int, align: int, flip: bool, bias: bool, residual: bool, *dtypes: object) -> dict:
+def _plan(
+    side: int, width: int, channels: int, align: int, flip: bool, bias: bool, residual: bool, *dtypes: object
+) -> dict:
     """The launch's constants; a dict of its own for each combination of dtypes, which launches tell apart by it."""
-    return tuning.convolve(side, width, channels) | dict(K=side, ALIGN=align, FLIP=flip, HAS_BIAS=bias, RESIDUAL=residual)
+    constants = dict(K=side, ALIGN=align, FLIP=flip, HAS_BIAS=bias, RESIDUAL=residual)
+    return tuning.convolve(side, width, channels) | constants
 
 
 @functools.lru_cache(maxsize=64)

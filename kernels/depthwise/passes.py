@@ -2,8 +2,8 @@
 
 A program of :func:`convolve` owns TH x TW positions and BC channels, and keeps their TH sums in registers: for each
 column of the filter it walks down the rows of the input, and what it reads of one serves all outputs that the row
-touches. :func:`filter_gradients` keeps a sum for every tap and walks over its share of the batch's tiles. No sharing, no
-atomics: every order is fixed.
+touches. :func:`filter_gradients` keeps a sum for every tap and walks over its share of the batch's tiles. No atomics:
+every order is fixed.
 """
 
 import triton
@@ -73,8 +73,8 @@ def convolve(
         if RESIDUAL:
             b_out += _row(p_x, y0 + r, columns, x_y, x_x, o_c, m_c, height, width)
         ok = columns < tl.where(y0 + r < height, width, 0)
-        tl.store(p_out + (y0 + r).to(tl.int64) * o_y + (columns[:, None] * o_x + o_c[None, :]), b_out.to(p_out.dtype.element_ty),
-                 mask=ok[:, None] & m_c[None, :])  # fmt: skip
+        p_row = p_out + (y0 + r).to(tl.int64) * o_y + (columns[:, None] * o_x + o_c[None, :])
+        tl.store(p_row, b_out.to(p_out.dtype.element_ty), mask=ok[:, None] & m_c[None, :])
 
 
 @triton.jit
@@ -102,7 +102,8 @@ def filter_gradients(
             rows = rows + (b_g,)
         for i in tl.static_range(TH + K - 1):
             for dx in tl.static_range(K):
-                b_x = _row(p_x + b * x_b * ALIGN, y0 + i - K // 2, columns + (dx - K // 2), x_y, x_x, o_c, m_c, height, width)
+                b_x = _row(p_x + b * x_b * ALIGN, y0 + i - K // 2, columns + (dx - K // 2), x_y, x_x, o_c, m_c, height,
+                           width)  # fmt: skip
                 for r in tl.static_range(TH):
                     if i >= r and i - r < K:
                         sums = _plus(sums, b_x * rows[r], (i - r) * K + dx)
