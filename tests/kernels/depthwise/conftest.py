@@ -22,7 +22,7 @@ def conv_eager() -> Callable:
 
 @pytest.fixture
 def conv_drawn() -> Callable:
-    """draw(batch, height, width, channels, side, device, bias): float64 x, taps and what is added, exact in bfloat16."""
+    """draw(batch, height, width, channels, side, device, bias): float64 tensors, exact in bfloat16."""
 
     def draw(batch: int, height: int, width: int, channels: int, side: int, device: str,
              bias: bool = True) -> dict[str, Tensor]:
