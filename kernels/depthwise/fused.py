@@ -50,7 +50,7 @@ def backward(
     else:
         x = host.contiguous_rows(x)
         strides, align = _strides(x, grad_out)
-        plan = _filters_plan(side, align, x.dtype)
+        plan = _filters_plan(side, height, align, x.dtype)
         tiles = triton.cdiv(height, plan["TH"]), triton.cdiv(width, plan["TW"])
         blocks = triton.cdiv(channels, plan["BC"])
         slices = min(batch * tiles[0] * tiles[1], host.programs(x.device, blocks))
@@ -69,7 +69,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, resid
     side = weight.shape[-1]
     taps = weight.reshape(channels, side * side).t().contiguous()
     strides, align = _strides(x, out)
-    plan = _plan(side, width, channels, align, flip, bias is not None, residual, x.dtype, weight.dtype,
+    plan = _plan(side, height, width, channels, align, flip, bias is not None, residual, x.dtype, weight.dtype,
                  None if bias is None else bias.dtype)  # fmt: skip
     tiles = triton.cdiv(height, plan["TH"]), triton.cdiv(width, plan["TW"])
     blocks = triton.cdiv(channels, plan["BC"])
@@ -86,13 +86,14 @@ def _strides(x: Tensor, y: Tensor) -> tuple[list[int], int]:
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    side: int, width: int, channels: int, align: int, flip: bool, bias: bool, residual: bool, *dtypes: object
-) -> dict:
+    side: int, height: int, width: int, channels: int, align: int, flip: bool, bias: bool, residual: bool,
+    *dtypes: object,
+) -> dict:  # fmt: skip
     """The launch's constants; a dict of its own for each combination of dtypes, which launches tell apart by it."""
     constants = dict(K=side, ALIGN=align, FLIP=flip, HAS_BIAS=bias, RESIDUAL=residual)
-    return tuning.convolve(side, width, channels) | constants
+    return tuning.convolve(side, height, width, channels) | constants
 
 
-@functools.lru_cache(maxsize=64)
-def _filters_plan(side: int, align: int, dtype: torch.dtype) -> dict:
-    return tuning.filters(side) | dict(K=side, ALIGN=align)
+@functools.lru_cache(maxsize=4096)
+def _filters_plan(side: int, height: int, align: int, dtype: torch.dtype) -> dict:
+    return tuning.filters(height) | dict(K=side, ALIGN=align)
