@@ -55,13 +55,14 @@ def test_repeats_are_bitwise_equal():
 
 
 def test_a_new_batch_or_map_compiles_nothing():
-    for width in (8, 16, 32):          # tiles follow from the width
-        _step(2, 14, width)
+    for width in (8, 16, 32):          # tiles follow from the width, and from the height of small maps
+        for height in (8, 14):
+            _step(2, height, width, side=3)
     before = _compiled_kernels()
-    for size in ((1, 1, 1), (64, 7, 7), (3, 56, 57), (1, 128, 128)):
-        _step(*size)
+    for size in ((1, 1, 1), (64, 7, 7), (3, 56, 57), (1, 128, 128), (2, 11, 40), (1, 200, 9)):
+        _step(*size, side=3)
     assert _compiled_kernels() == before
-    _step(2, 14, 21, side=5)           # and the count counts
+    _step(2, 14, 21, side=1)           # and the count counts
     assert _compiled_kernels() > before
 
 
@@ -73,6 +74,27 @@ def test_more_than_2_to_the_31_elements():
     x[-1].normal_()
     weight = torch.randn(64, 1, 3, 3, device="cuda")
     assert torch.equal(depthwise_conv(x, weight)[-1:], depthwise_conv(x[-1:].clone(), weight))
+
+
+def test_forward_and_backward_hold_their_inputs_outputs_and_little_more():
+    _step(2, 56, 56, channels=96)                                           # whatever is allocated once
+    torch.cuda.synchronize()
+    x = torch.randn(128, 56, 56, 96, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight, grad = torch.randn(96, 1, 7, 7, device="cuda", requires_grad=True), torch.randn_like(x)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    depthwise_conv(x, weight).backward(grad)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak <= 2 * x.numel() * x.element_size() + (16 << 20)            # out, dx, and sums over slices
+
+
+def test_more_tiles_than_a_grids_other_axes_hold(poisoned):
+    x, weight, out = _step(1, 4096, 4096, channels=8, side=3)               # 65,536 tiles
+    torch.testing.assert_close(out[:, :9, :9], depthwise_conv(x[:, :10, :10].detach(), weight.detach(),
+                                                              residual=True)[:, :9, :9])
+    torch.testing.assert_close(out[:, -9:, -9:], depthwise_conv(x[:, -10:, -10:].detach(), weight.detach(),
+                                                                residual=True)[:, -9:, -9:])
+    assert out.isfinite().all() and x.grad.isfinite().all() and weight.grad.isfinite().all()
 
 
 def test_replays_in_a_cuda_graph():
