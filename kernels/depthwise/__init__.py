@@ -1,4 +1,4 @@
-"""Depthwise convolution of maps in the memory order of attention: the local terms of VSA, BiFormer, DaViT and InLine.
+"""Depthwise convolution of maps in the memory order of attention: the local terms of VSA, BiFormer and DaViT.
 README.md has the maths."""
 
 from torch import Tensor
