@@ -58,7 +58,8 @@ def backward(
         launch(FILTERS, slices * blocks, plan, x, grad_out, partial, *strides, batch, height, width, channels // align,
                *tiles, blocks, slices)  # fmt: skip
         sums = partial.sum(0)
-    return sums[:-1].t().reshape(weight.shape) if weight_grad else None, sums[-1] if bias_grad else None
+    found = sums[:-1].t().contiguous().view(weight.shape) if weight_grad else None
+    return found, sums[-1] if bias_grad else None
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, residual: bool, flip: bool) -> None:

@@ -83,6 +83,12 @@ def test_float32_filters_beside_a_map_in_bfloat16_are_not_rounded(fused):
     assert (out[:, :, 1:] == 2**-10).all() and (grads[0][:, :, :-1] == 2**-10).all()
 
 
+def test_gradients_are_contiguous_as_compilers_were_told(fused):
+    leaves = [torch.randn(n, device=fused).requires_grad_() for n in ((1, 3, 4, 8), (8, 1, 3, 3), (8,))]
+    out = depthwise_conv(*leaves)
+    assert all(g.is_contiguous() for g in torch.autograd.grad(out, leaves, torch.ones_like(out)))
+
+
 def test_a_graph_of_the_gradient_equals_the_references(fused, conv_drawn, conv_eager):
     tensors = [x.float().requires_grad_() for x in conv_drawn(1, 3, 4, 8, 3, fused).values()]
 
