@@ -27,6 +27,15 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
             fused.backward(grad, q, k, v, out, weights, 1.0, dq, dk, dv)
         found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
         continue
+    if op == "depthwise":
+        from visionattn.kernels.depthwise import fused
+        x, dx, grad = (torch.empty(1, size, size, d, dtype=q.dtype) for _ in range(3))
+        weight, added = torch.empty(d, 1, *more * 2), torch.empty(d) if bias else None
+        with compile_only(capability) as compiled:
+            out, kept = fused.forward(x, x, x, weight, added, True)
+            fused.backward(grad, x, x, x, weight, added, out, kept, True, dx, dx, dx, True, bias)
+        found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
+        continue
     rest = ()
     if op == "halo":
         from visionattn.kernels.halo import fused, geometry
@@ -90,6 +99,7 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
             "routing": [(14, 16), (35, 16), (56, 1), (30, 4)],
             "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
             "channel": [(14, 4096), (14, 100)],
+            "depthwise": [(56, 3), (7, 1), (56, 5), (56, 7), (14, 7)],
             "linear": [(14, 14, 14)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
@@ -108,6 +118,18 @@ def test_the_models_kernels_over_all_tokens_and_of_routes_fit():
     ops = [("channel", capability) for capability in SHARED] + [("linear", 90)]
     routing = _cases("routing", 120, 32, "bfloat16", (False,))[2]               # the largest tiles on the smallest card
     _compile([routing, *(_cases(*op, 32, "bfloat16", (True,))[0] for op in ops)])
+
+
+def test_a_depthwise_convolution_fits_the_smallest_card():
+    _compile(_cases("depthwise", 120, 96, "bfloat16", (True,))[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("capability", SHARED)
+def test_every_depthwise_convolution_fits(capability, dtype):
+    deep = _cases("depthwise", capability, 128, dtype, (False,))[-2:]       # on wide maps too
+    _compile(_cases("depthwise", capability, 96, dtype, (True,)) + deep)
 
 
 @pytest.mark.slow
