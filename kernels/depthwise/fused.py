@@ -88,11 +88,11 @@ def _strides(x: Tensor, y: Tensor) -> tuple[list[int], int]:
 @functools.lru_cache(maxsize=4096)
 def _plan(
     side: int, height: int, width: int, channels: int, align: int, flip: bool, bias: bool, residual: bool,
-    *dtypes: object,
+    dtype: torch.dtype, *dtypes: object,
 ) -> dict:  # fmt: skip
     """The launch's constants; a dict of its own for each combination of dtypes, which launches tell apart by it."""
     constants = dict(K=side, ALIGN=align, FLIP=flip, HAS_BIAS=bias, RESIDUAL=residual)
-    return tuning.convolve(side, height, width, channels) | constants
+    return tuning.convolve(side, height, width, channels, dtype) | constants
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,15 +1,17 @@
 """Tile shapes by side of the filter and by what a small map leaves of a tile: a small table, never keyed by batch."""
 
+import torch
+
 # Measured on an H200 in bfloat16, with batches of 128; README.md has the figures.
 
 
-def convolve(side: int, height: int, width: int, channels: int) -> dict:
+def convolve(side: int, height: int, width: int, channels: int, dtype: torch.dtype) -> dict:
     """Rows and columns of a program's tile, its channels, and warps; wide tiles for wide maps."""
     wide = width > 16 and channels % (64 if side == 5 else 128)
     columns = 32 if wide else 16 if width > 8 else 8
     found = dict(TH=_rows(height), TW=columns, BC=1024 // columns, num_warps=4, num_stages=1)
-    if side <= 3:  # tall tiles only where registers are capped
-        found |= dict(TH=8, maxnreg=128) if wide else dict(TH=4)
+    if side <= 3:  # tall tiles only where registers are capped, which spills in float32
+        found |= dict(TH=8, maxnreg=128) if wide and dtype != torch.float32 else dict(TH=4)
     return found
 
 
