@@ -47,19 +47,8 @@ with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the su
 import triton
 import triton.language as tl
 
-from ._blocks import (
-    LOG2E,
-    LOWEST,
-    MASKED,
-    exponentials,
-    gather,
-    gather_seen,
-    load_lse,
-    load_rows,
-    probabilities,
-    store_lse,
-    store_rows,
-)
+from ._blocks import LOWEST, exponentials, load_lse, load_rows, probabilities, store_lse, store_rows
+from ._scores import chunk_bias, masked_scores, related_scores, score_unit
 
 
 @triton.jit
@@ -77,53 +66,6 @@ def _next_chunk(c_i, c_j, i_lo, i_hi, CH: tl.constexpr, CW: tl.constexpr):
     c_i += CH
     wrap = c_i >= i_hi
     return tl.where(wrap, i_lo, c_i), tl.where(wrap, c_j + CW, c_j)
-
-
-@triton.jit
-def _scores(b_q, b_k, scale, p_bias, near, count, head, q_i, q_j, k_i, k_j, n_i, n_j, g, MASK: tl.constexpr, there,
-            BIAS: tl.constexpr, NEAR: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-            FTZ: tl.constexpr):  # fmt: skip
-    """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add.
-
-    With NEAR ``p_bias`` [M, 1] and ``near`` [1, N] are those of :func:`chunk_bias`.
-    """
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-    ok = there
-    if MASK is not None:
-        ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
-    if HAS_BIAS:
-        if NEAR is not None:
-            b_add = gather_seen(p_bias, near, ok, FTZ)
-        else:
-            b_add = tl.where(ok, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P, count), count, FTZ), MASKED)
-        b_s = tl.fma(b_s, scale, b_add)
-    else:
-        b_s = tl.where(ok, b_s, MASKED)
-    return b_s
-
-
-@triton.jit
-def chunk_bias(p_bias, head, i, j, o, SIGN: tl.constexpr, CW: tl.constexpr, NEAR: tl.constexpr, P: tl.constexpr):
-    """(pointers [M, 1], offsets [1, N]) of the biases of a chunk: its positions ``o`` go on from displacements (i, j).
-
-    Spelt so that of an offset only what differs from thread to thread takes part in the pointers' arithmetic and the
-    rest is known when compiling: an instruction's own offset, so that a pair costs no arithmetic. In the tensor cores'
-    layouts of scores the bits 1 and 2 of a column are the thread's, all others the register's.
-    """
-    far = NEAR(head, i, j, P)[:, None].to(tl.int64)
-    of_thread, of_register = o & 6, o & -7
-    zero = NEAR(0, 0, 0, P)
-    of_thread = (NEAR(0, of_thread // CW, of_thread % CW, P) - zero)[None, :].to(tl.int64)
-    of_register = (NEAR(0, of_register // CW, of_register % CW, P) - zero)[None, :].to(tl.int64)
-    return p_bias + (far + SIGN * of_thread), SIGN * of_register
-
-
-@triton.jit
-def _related(b_s, b_r, b_c, b_u, b_w, ok, scale, PRECISION: tl.constexpr):
-    """Masked scores from products b_s: factors [M, E] and [E, N] of what rows and columns add, on the tensor cores."""
-    b_add = tl.dot(b_r, b_u, input_precision=PRECISION)
-    b_add = tl.dot(b_c, b_w, b_add, input_precision=PRECISION)
-    return tl.where(ok, tl.fma(b_s, scale, b_add), MASKED)
 
 
 @triton.jit
@@ -150,14 +92,6 @@ def _row(c_i, i, LIST: tl.constexpr):
         return i
     else:
         return c_i
-
-
-@triton.jit
-def _unit(scale, HAS_BIAS: tl.constexpr):
-    """What turns :func:`_scores` into base-2 logits; positive, so that it commutes with the maximum."""
-    if HAS_BIAS:
-        return LOG2E
-    return scale * LOG2E
 
 
 @triton.jit
@@ -199,7 +133,7 @@ def attend_forward(
     b_o = tl.zeros([TH * TW, BDV], tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, g, TH, TW, P)
-    unit = _unit(scale, HAS_BIAS)
+    unit = score_unit(scale, HAS_BIAS)
     c_i, c_j = i_lo, j_lo
     for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
         k_i = c_i + o_n // CW
@@ -213,13 +147,13 @@ def attend_forward(
             p_near, near = p_bias, 0
             if HAS_BIAS and NEAR is not None:
                 p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, NEAR, P)
-            b_s = _scores(b_q, b_k, scale, p_near, near, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
-                          k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, NEAR, P, HAS_BIAS, PRECISION,
-                          FTZ)  # fmt: skip  # [BM, BN]
+            b_s = masked_scores(b_q, b_k, scale, p_near, near, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
+                                k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, NEAR, P, HAS_BIAS, PRECISION,
+                                FTZ)  # fmt: skip  # [BM, BN]
         else:
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-            b_s = _related(b_s, b_r, b_c, tl.trans(b_u), tl.trans(b_w), seen[None, :], scale, PRECISION)
+            b_s = related_scores(b_s, b_r, b_c, tl.trans(b_u), tl.trans(b_w), seen[None, :], scale, PRECISION)
         b_m_new = tl.maximum(b_m, tl.max(b_s, 1) if SPLIT else tl.max(b_s, 1) * unit)
         b_p = exponentials(b_s, unit, b_m_new[:, None], SPLIT, FTZ)
         alpha = exponentials(b_m, unit if SPLIT else 1.0, b_m_new, SPLIT, FTZ)
@@ -296,7 +230,7 @@ def attend_backward_q(
         b_dc = tl.zeros(b_c.shape, tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, g, TH, TW, P)
-    unit = _unit(scale, HAS_BIAS)
+    unit = score_unit(scale, HAS_BIAS)
     for step in tl.static_range(2 if EXACT_DELTA else 1):
         c_i, c_j = i_lo, j_lo
         for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
@@ -311,13 +245,13 @@ def attend_backward_q(
                 p_near, near = p_bias, 0
                 if HAS_BIAS and NEAR is not None:
                     p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, NEAR, P)
-                b_s = _scores(b_q, b_k, scale, p_near, near, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
-                              k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, NEAR, P, HAS_BIAS, PRECISION,
-                              FTZ)  # fmt: skip
+                b_s = masked_scores(b_q, b_k, scale, p_near, near, table, head, q_i[:, None], q_j[:, None],
+                                    k_i[None, :], k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, NEAR, P,
+                                    HAS_BIAS, PRECISION, FTZ)  # fmt: skip
             else:
                 b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
                 b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-                b_s = _related(b_s, b_r, b_c, tl.trans(b_u), tl.trans(b_w), seen[None, :], scale, PRECISION)
+                b_s = related_scores(b_s, b_r, b_c, tl.trans(b_u), tl.trans(b_w), seen[None, :], scale, PRECISION)
             b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
             if EXACT_DELTA and step == 0:
@@ -385,7 +319,7 @@ def attend_backward_kv(
     b_dv = tl.zeros([TH * TW, BDV], tl.float32)
 
     i_lo, i_hi, j_lo, j_hi = SPAN_T(i0, j0, n_i, n_j, g, TH, TW, P)
-    unit = _unit(scale, HAS_BIAS)
+    unit = score_unit(scale, HAS_BIAS)
     c_i, c_j = i_lo, j_lo
     for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
         q_i = c_i + o_n // CW
@@ -403,14 +337,14 @@ def attend_backward_kv(
             p_near, near = p_bias, 0
             if HAS_BIAS and NEAR is not None:
                 p_near, near = chunk_bias(p_bias, head, k_i - c_i, k_j - c_j, o_n, -1, CW, NEAR, P)
-            b_s = _scores(b_k, b_q, scale, p_near, near, table, head, q_i[None, :], q_j[None, :], k_i[:, None],
-                          k_j[:, None], n_i, n_j, g, MASK, m_k[:, None], BIAS, NEAR, P, HAS_BIAS, PRECISION,
-                          FTZ)  # fmt: skip  # [keys BM, queries BN]
+            b_s = masked_scores(b_k, b_q, scale, p_near, near, table, head, q_i[None, :], q_j[None, :], k_i[:, None],
+                                k_j[:, None], n_i, n_j, g, MASK, m_k[:, None], BIAS, NEAR, P, HAS_BIAS, PRECISION,
+                                FTZ)  # fmt: skip  # [keys BM, queries BN]
         else:
             b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
             b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
-            b_s = _related(b_s, b_u, b_w, tl.trans(b_r), tl.trans(b_c), seen[:, None], scale, PRECISION)
+            b_s = related_scores(b_s, b_u, b_w, tl.trans(b_r), tl.trans(b_c), seen[:, None], scale, PRECISION)
         b_p = probabilities(b_s, unit, b_lse[None, :], b_norm[None, :], SPLIT, FTZ)
         b_dv = tl.dot(b_p.to(b_g.dtype), b_g, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)

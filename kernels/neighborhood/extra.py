@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _host as host
-from .._attend import _unit
 from .._blocks import exponentials, load_lse, load_rows, store_lse, store_rows
 from .._launch import launch, unspecialised
+from .._scores import score_unit
 from . import fused
 from .geometry import Geometry
 
@@ -82,7 +82,7 @@ def merge(p_out, p_lse, p_more, p_more_lse, positions, heads, scale, BM: tl.cons
     b_lse = tl.where(ok, b_lse, 0.0)
     b_more = tl.where(ok, b_more, 0.0)
     b_m = tl.maximum(b_lse, b_more)
-    unit = _unit(scale, HAS_BIAS) if SPLIT else 1.0
+    unit = score_unit(scale, HAS_BIAS) if SPLIT else 1.0
     b_w = exponentials(b_lse, unit, b_m, SPLIT, FTZ)
     b_w_more = exponentials(b_more, unit, b_m, SPLIT, FTZ)
     if SPLIT:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .._attend import _scores, _unit, chunk_bias
 from .._blocks import load_lse, load_rows, probabilities, store_rows
+from .._scores import chunk_bias, masked_scores, score_unit
 from .geometry import Geometry
 from .maps import locate, neighbors, place, table_offset
 
@@ -84,7 +84,7 @@ def backward_q_and_bias(
     o_y = width.to(tl.int64) * o_x
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, 2 * CW)
-    unit = _unit(scale, True)
+    unit = score_unit(scale, True)
     b_sums = (tl.zeros([TH // 2, TW, CW], tl.float32),) * (ROWS + 1)
 
     work = tiles * tl.cdiv(batch, images)
@@ -120,9 +120,9 @@ def backward_q_and_bias(
                                 UPCAST)  # fmt: skip
                 p_near, near = chunk_bias(p_bias, head, c - BEFORE[0] - o_m // TW, -BEFORE[1] - o_m % TW, o_n, 1,
                                           CW, table_offset, P)  # fmt: skip
-                b_s = _scores(b_q, b_k, scale, p_near, near, 0, head, q_i[:, None], q_j[:, None], k_i[None, :],
-                              k_j[None, :], n_i, n_j, g, neighbors, m_k[None, :], None, table_offset, P, True,
-                              PRECISION, FTZ)  # fmt: skip
+                b_s = masked_scores(b_q, b_k, scale, p_near, near, 0, head, q_i[:, None], q_j[:, None], k_i[None, :],
+                                    k_j[None, :], n_i, n_j, g, neighbors, m_k[None, :], None, table_offset, P, True,
+                                    PRECISION, FTZ)  # fmt: skip
                 b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
                 b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
                 b_ds = b_p * (b_dp - b_delta[:, None])

@@ -29,7 +29,8 @@ def test_a_config_is_whole_and_lasts_as_long_as_its_schedule(name: str) -> None:
     assert (
         config.param_scheduler[-1].end
         == steps
-        == {"ade20k": 160000, "camvid": 3000}[name[:-3].split("_")[-1]] / (2 if name.startswith("fpn") else 1)
+        == {"ade20k": 160000, "camvid": 3000, "shapes": 1100}[name[:-3].split("_")[-1]]
+        / (2 if name.startswith("fpn") else 1)
     )
     classes = 150 if "ade20k" in name else 11
     assert config.model.decode_head.num_classes == classes

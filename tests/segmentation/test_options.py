@@ -1,13 +1,13 @@
 """Settings over a config: what they may change, and how a schedule follows the length of the run."""
 
-from pathlib import Path
 
 import pytest
 
+from visionattn.recipes import FOLDER
 from visionattn.training.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("plugin")
-DEFAULT = Path(__file__).resolve().parents[2] / "visionattn" / "segmentation" / "default.py"
+DEFAULT = FOLDER / "segmentation" / "upernet_gna_nano_shapes.py"
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def scene_folder(folder: Path) -> tuple[Path, Path]:
     dataset = f"dict(_delete_=True, type='SceneFolder', data_root='{root}', classes=['a', 'b', 'c'], "
     dataset += "images='images/{0}', masks='masks/{0}', test_mode={1}, pipeline=[dict(type='PackSegInputs')])"
     config.write_text(f"""
-_base_ = ["{ROOT / "visionattn" / "segmentation" / "default.py"}"]
+_base_ = ["{ROOT / "configs" / "segmentation" / "upernet_gna_nano_shapes.py"}"]
 model = dict(
     data_preprocessor=dict(size=(32, 32)),
     backbone=dict(kwargs=dict({NARROW})),

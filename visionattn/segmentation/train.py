@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from visionattn import recipes
 from visionattn.arguments import Parser, positive
 from visionattn.training.errors import Interrupted, UserError, first_line, one_line
 
 from . import stack
 
-DEFAULT = Path(__file__).with_name("default.py")
+DEFAULT = recipes.FOLDER / "segmentation" / "upernet_gna_nano_shapes.py"
 PICTURES = "predictions.png"
 
 
