@@ -21,6 +21,13 @@ def test_a_slow_call_is_repeated_no_more_than_needed():
     assert len(calls) == 4  # one warms up, three are timed
 
 
+def test_of_bursts_that_the_host_may_bound_the_least_disturbed_counts():
+    bursts = iter([timing.Timing(0.5, 0.6, 0.9), timing.Timing(0.1, 0.2, 0.8), timing.Timing(0.3, 0.4, 0.5)])
+    assert timing.least_disturbed(lambda: next(bursts)).p50 == 0.2
+    long = iter([timing.Timing(1.9, 2.0, 2.1)])
+    assert timing.least_disturbed(lambda: next(long)).p50 == 2.0
+
+
 def test_rates_are_positive_and_read_in_the_usual_units():
     rates = timing.measure_rates(CPU, torch.float32)
     assert min(rates) > 0

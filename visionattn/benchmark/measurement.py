@@ -7,11 +7,9 @@ from torch import Tensor
 
 from .cases import AnyCase
 from .records import Records
-from .timing import Rates, measure, measure_graph, peak_mib
+from .timing import HOST_BOUND_MS, Rates, measure, measure_graph, peak_mib
 
 PASSES = ("forward", "forward_backward")
-# Below this time the CPU's launches may be what is measured, so the figure without them is reported too.
-GRAPH_BELOW_MS = 1.0
 
 
 class Measurement:
@@ -42,7 +40,8 @@ class Measurement:
         """Times ``fn`` (unless ``timing`` is given) and adds it; an error becomes the line's note, without a figure."""
         try:
             timing = timing or measure(fn, self.device, self.rep_ms)
-            graph = measure_graph(fn, self.rep_ms / 2) if self.graphs and timing.p50 < GRAPH_BELOW_MS else None
+            # where the CPU may be what is measured the figure without it is reported too
+            graph = measure_graph(fn, self.rep_ms / 2) if self.graphs and timing.p50 < HOST_BOUND_MS else None
             memory = peak_mib(fn, self.device)
         except Exception as error:  # the other measurements of a long run must not be lost
             message = str(error).strip().splitlines()

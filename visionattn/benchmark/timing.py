@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+# Below this time the CPU's launches may be what is measured.
+HOST_BOUND_MS = 1.0
+BURSTS = 3
+
 
 class Timing(NamedTuple):
     """Percentiles of one call's time in milliseconds."""
@@ -20,12 +24,16 @@ def measure(fn: Callable[[], object], device: torch.device, rep_ms: float = 40.0
     """Time of ``fn()``, repeated for about ``rep_ms`` after a warm-up.
 
     On a GPU the L2 cache is flushed before every call and the time is the device's, launch gaps included where the CPU
-    is slower than the GPU: what a user sees.
+    is slower than the GPU: what a user sees. Calls that the CPU may bound are timed in several bursts, of which the
+    fastest counts: others' work on a shared host comes and goes within milliseconds, and slows launches by two.
     """
     if device.type == "cuda":
         from triton.testing import do_bench
 
-        return Timing(*do_bench(fn, warmup=max(5.0, rep_ms / 4), rep=rep_ms, quantiles=[0.2, 0.5, 0.8]))
+        def burst() -> Timing:
+            return Timing(*do_bench(fn, warmup=max(5.0, rep_ms / 4), rep=rep_ms, quantiles=[0.2, 0.5, 0.8]))
+
+        return least_disturbed(burst)
     fn()
     times: list[float] = []
     while len(times) < 3 or (sum(times) < rep_ms and len(times) < 100):
@@ -34,6 +42,14 @@ def measure(fn: Callable[[], object], device: torch.device, rep_ms: float = 40.0
         times.append((time.perf_counter() - start) * 1e3)
     cuts = statistics.quantiles(times, n=10, method="inclusive")
     return Timing(cuts[1], statistics.median(times), cuts[7])
+
+
+def least_disturbed(burst: Callable[[], Timing]) -> Timing:
+    """The fastest of ``BURSTS`` by its median; one is enough where a call takes so long that the CPU is ahead."""
+    found = [burst()]
+    if found[0].p50 < HOST_BOUND_MS:
+        found += [burst() for _ in range(BURSTS - 1)]
+    return min(found, key=lambda timing: timing.p50)
 
 
 def measure_graph(fn: Callable[[], object], rep_ms: float = 20.0) -> Timing | None:
