@@ -50,7 +50,7 @@ def partition(x: Tensor, geometry: Geometry) -> Tensor:
     height, width = x.shape[1:3]
     if not _static(height, width):       # of symbolic sizes padding would have to be known to be none or some
         rows, columns = (_axis(n, axis, geometry, x.device).clamp(0, n - 1) for axis, n in enumerate((height, width)))
-        return x[:, rows][:, :, :, columns].permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
+        return x[:, rows][:, :, :, columns].permute(0, 1, 3, 5, 2, 4, 6).clone(memory_format=torch.contiguous_format).flatten(4, 5)
     x = _cut(x, geometry)
     return (x.permute(0, 2, 4, 5, 1, 3, 6) if geometry.grid else x.permute(0, 1, 3, 5, 2, 4, 6)).flatten(4, 5)
 

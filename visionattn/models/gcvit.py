@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from visionattn.layers import TransformerBlock, WindowAttention
 from visionattn.layers.embed import conv_strides
+from visionattn.layers.memory import channels_last
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.image_windows import image_window
 from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
@@ -84,7 +85,7 @@ class GcStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from the first convolution on, so that every change of layout behind it is a free view
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv1(channels_last(x))
         return self.down(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

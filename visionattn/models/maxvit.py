@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, pad
 
 from visionattn.layers import TransformerBlock, WindowAttention
+from visionattn.layers.memory import channels_last
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.image_windows import image_window
 from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
@@ -66,7 +67,7 @@ class MaxVitStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from here on, so that every change of layout behind it is a free view
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         return self.conv2(self.act(self.norm1(self.conv1(x))))
 
 
