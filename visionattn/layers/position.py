@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from visionattn.layers.memory import channels_last
+
 
 class ConvPositionEncoding(nn.Module):
     """A map plus a depthwise convolution of it, whose zero padding tells where the borders are (arXiv 2102.10882).
@@ -26,4 +28,4 @@ class ConvPositionEncoding(nn.Module):
         self.proj = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.proj(channels_last(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
