@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from visionattn.layers.memory import channels_last
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.layers.padding import pad_to_multiple
 
 _CONV_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}
@@ -85,7 +85,7 @@ class ConvDownsample(nn.Module):
         self.norm = norm_layer(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x.permute(0, 3, 1, 2))
+        x = self.conv(nchw(x))
         return self.norm(x.permute(0, 2, 3, 1))
 
 

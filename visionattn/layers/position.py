@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from visionattn.layers.memory import channels_last
+from visionattn.layers.memory import nchw
 
 
 class ConvPositionEncoding(nn.Module):
@@ -28,4 +28,4 @@ class ConvPositionEncoding(nn.Module):
         self.proj = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.proj(channels_last(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return x + self.proj(nchw(x)).permute(0, 2, 3, 1)

@@ -7,10 +7,11 @@ from timm.layers import register_notrace_module, resize_rel_pos_bias_table, to_2
 from torch import nn
 
 from visionattn.kernels import window_attention_packed, window_attention_packed_kv
+from visionattn.kernels._arguments import ceil_div
 from visionattn.kernels.window import reference
 from visionattn.kernels.window.geometry import make_geometry
 from visionattn.layers.attn_drop import warn_attn_drop
-from visionattn.layers.padding import crop, pad_to_multiple
+from visionattn.layers.padding import crop, pad_start, pad_to_multiple
 
 
 @register_notrace_module  # padding and shift branch on sizes
@@ -123,14 +124,15 @@ class WindowAttention(nn.Module):
                 f"with shared_query={self.shared_query}"
             )
         height, width = x.shape[1:3]
-        shift = tuple(s if s and n > w else 0 for n, w, s in zip((height, width), self.window_size, self.shift))
+        shift, start = zip(*map(_shift, (height, width), self.window_size, self.shift))
         padded = pad_to_multiple(x, self.window_size) if self.attend_padding else x
+        padded = pad_start(padded, start)
         qkv = self.qkv(padded).unflatten(-1, (-1, self.num_heads, self.head_dim))
         if query is not None:
             query = query.unflatten(-1, (self.num_heads, self.head_dim))
         out = self._attend(query, qkv, shift)
         out = self.proj_drop(self.proj(out.flatten(-2)))
-        return out if padded is x else crop(out, height, width)
+        return out if padded is x else crop(out, height, width, start)
 
     def _attend(self, query: torch.Tensor | None, qkv: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
         """[B, H, W, 3, heads, D], or queries and [B, H, W, 2, heads, D] -> [B, H, W, heads, D]."""
@@ -146,6 +148,19 @@ class WindowAttention(nn.Module):
     def _bias(self) -> torch.Tensor | None:
         table = self.relative_position_bias_table
         return None if table is None else table_by_heads(table, self.window_size)
+
+
+def _shift(n: int, window: int, shift: int) -> tuple[int, int]:
+    """The shift along an axis of ``n``, and how many positions to put in front of the map.
+
+    An exported graph has one shift for all sizes: in front of a map that one window holds it puts as many positions as
+    the first window, which is cut off, has, and so all of the map into the second.
+    """
+    if not shift:
+        return 0, 0
+    if isinstance(n, int):
+        return (shift if n > window else 0), 0
+    return shift, shift * torch.sym_max(2 - ceil_div(n, window), 0)
 
 
 def table_by_heads(table: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from visionattn.layers import GlobalAttention, RoutedAttention, TransformerBlock
 from visionattn.layers.embed import conv_strides
-from visionattn.layers.memory import channels_last
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.layers.routing import local_conv, on_map
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
@@ -32,7 +32,7 @@ class MapBatchNorm(nn.BatchNorm2d):
     """Batch norm of [B, H, W, C]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return super().forward(nchw(x)).permute(0, 2, 3, 1)
 
 
 class BiFormerStem(nn.Module):

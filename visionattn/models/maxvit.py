@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, pad
 
 from visionattn.layers import TransformerBlock, WindowAttention
-from visionattn.layers.memory import channels_last
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.image_windows import image_window
 from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
@@ -163,7 +163,7 @@ class MaxVitBlock(nn.Module):
         self.attn_grid = attend("grid")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv(nchw(x)).permute(0, 2, 3, 1)
         return self.attn_grid(self.attn_block(x))
 
 
