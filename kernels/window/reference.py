@@ -24,7 +24,7 @@ def _axis(n: int, axis: int, geometry: Geometry, device: torch.device) -> Tensor
     return j * count + i if geometry.grid else i * window + j - _before(axis, geometry)
 
 
-def _place(n: int, axis: int, geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
+def place(n: int, axis: int, geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
     """The window of each of `n` positions of an axis, and its number there."""
     position = torch.arange(n, device=device)
     if geometry.grid:
@@ -81,7 +81,7 @@ def reverse(x: Tensor, height: int, width: int, geometry: Geometry) -> Tensor:
     before_h, before_w = (_before(axis, geometry) for axis in (0, 1))
     if not _static(height, width):
         # one axis after the other, contiguous in between, or torch compares symbolic strides
-        (m, i), (n, j) = (_place(size, axis, geometry, x.device) for axis, size in enumerate((height, width)))
+        (m, i), (n, j) = (place(size, axis, geometry, x.device) for axis, size in enumerate((height, width)))
         x = _copied(x.permute(0, 1, 4, 2, 5, 3, 6))[:, m, i]                          # [B, H, N, X, heads, D]
         return _copied(x)[:, :, n, j]
     x = x.permute(0, 4, 1, 5, 2, 3, 6) if geometry.grid else x.permute(0, 1, 4, 2, 5, 3, 6)

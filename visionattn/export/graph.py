@@ -108,9 +108,12 @@ def trace(model: nn.Module, size: tuple[int, int], sizes: Sizes = "auto", smalle
             "serves several; give --size, or --sizes fixed"
         )
     try:
-        return _graph(model, x, {0: batch}, size, begun)
+        graph = _graph(model, x, {0: batch}, size, begun)
     except Exception as error:
         raise UserError(f"torch.export cannot trace the model: {first_line(error)[:300]}") from None
+    if graph is None:
+        raise UserError(f"torch.export ties the model to batches of {x.shape[0]} images")
+    return graph
 
 
 def _graph(model: nn.Module, x: torch.Tensor, dims: dict, size: tuple[int, int], begun: float) -> Graph | None:
@@ -123,8 +126,10 @@ def _graph(model: nn.Module, x: torch.Tensor, dims: dict, size: tuple[int, int],
     if None in ranges:
         return None
     serves = _guards(program)
+    if not serves(*size):
+        return None
     height = _narrowed(ranges[0], size[0], lambda n: serves(n, size[1]))
-    width = _narrowed(ranges[1], size[1], lambda n: serves(size[0], n))
+    width = _narrowed(ranges[1], size[1], lambda n: all(serves(m, n) for m in (size[0], *height)))
     return Graph(program, size, height, width, time.perf_counter() - begun)
 
 
@@ -144,14 +149,15 @@ def _range(program: ExportedProgram, n: int | torch.SymInt) -> Range | None:
 
 
 def _guards(program: ExportedProgram) -> Callable[[int, int], bool]:
-    """Whether the graph's own guards let a size pass: they know more than its ranges do, such as roundings."""
+    """Whether the graph's own guards let a size pass, in any batch: they know more than its ranges do."""
     guards = getattr(program.module(), "_guards_fn", None)
     if guards is None:  # it is an internal of torch; the ranges have to do without it
         return lambda height, width: True
 
     def serves(height: int, width: int) -> bool:
         try:
-            guards(torch.empty(2, 3, height, width, device="meta"))
+            for batch in BATCHES:
+                guards(torch.empty(batch, 3, height, width, device="meta"))
         except AssertionError:
             return False
         return True

@@ -130,6 +130,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(padded).unflatten(-1, (-1, self.num_heads, self.head_dim))
         if query is not None:
             query = query.unflatten(-1, (self.num_heads, self.head_dim))
+            query = self._laid_out(query, *qkv.shape[1:3])
         out = self._attend(query, qkv, shift)
         out = self.proj_drop(self.proj(out.flatten(-2)))
         return out if padded is x else crop(out, height, width, start)
@@ -144,6 +145,18 @@ class WindowAttention(nn.Module):
         if query is None:
             return window_attention_packed(qkv, window, shift, self.partition, bias)
         return window_attention_packed_kv(query, qkv, window, shift, self.partition, bias)
+
+    def _laid_out(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """A window of queries for the op: itself, and in graphs of any size a map of queries, each where it asks.
+
+        The op tells the two by their sizes, which would tie a graph to maps of one window or to those of more.
+        """
+        if isinstance(height, int) and isinstance(width, int):
+            return query
+        geometry = make_geometry(self.window_size, self.shift, self.partition)
+        for axis, n in enumerate((height, width)):
+            query = query.index_select(1 + axis, reference.place(n, axis, geometry, query.device)[1])
+        return query
 
     def _bias(self) -> torch.Tensor | None:
         table = self.relative_position_bias_table
