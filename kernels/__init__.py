@@ -6,6 +6,7 @@ if __name__ == "kernels":
 
 from ._dispatch import explain
 from .channel import channel_attention, channel_attention_packed
+from .depthwise import depthwise_conv
 from .halo import halo_attention, halo_attention_packed_kv
 from .linear import linear_attention, linear_attention_packed
 from .neighborhood import neighborhood_attention, neighborhood_attention_packed
@@ -16,6 +17,7 @@ from .window import window_attention, window_attention_packed, window_attention_
 __all__ = [
     "channel_attention",
     "channel_attention_packed",
+    "depthwise_conv",
     "explain",
     "halo_attention",
     "halo_attention_packed_kv",

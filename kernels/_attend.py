@@ -34,7 +34,10 @@ Where these are not enough an op may bring more (None otherwise):
     two blocks [keys, E], ones at a key's row and column, and which keys are seen; replaces MASK and BIAS. The scores
     are scale * q k^T + b_r b_u^T + b_c b_w^T. ``c_i`` is where the chunk starts;
 ``UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_q, ok, P, BD, PRECISION, UPCAST) -> [queries, BD]``
-    what the gradients of b_r and b_c give to that of q.
+    what the gradients of b_r and b_c give to that of q;
+``NEAR(head, i, j, P) -> offset``
+    instead of BIAS, for float32 numbers: where the bias of a key (i, j) from its query lies, linear in i and j. MASK
+    must then be false for queries beyond the space.
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
 Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients need:
@@ -50,6 +53,7 @@ from ._blocks import (
     MASKED,
     exponentials,
     gather,
+    gather_seen,
     load_lse,
     load_rows,
     probabilities,
@@ -76,17 +80,42 @@ def _next_chunk(c_i, c_j, i_lo, i_hi, CH: tl.constexpr, CW: tl.constexpr):
 
 
 @triton.jit
-def _scores(b_q, b_k, scale, p_bias, count, head, q_i, q_j, k_i, k_j, n_i, n_j, g, MASK: tl.constexpr,
-            there, BIAS: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+def _scores(b_q, b_k, scale, p_bias, near, count, head, q_i, q_j, k_i, k_j, n_i, n_j, g, MASK: tl.constexpr, there,
+            BIAS: tl.constexpr, NEAR: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
             FTZ: tl.constexpr):  # fmt: skip
-    """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add."""
+    """Masked scores [M, N] in units of ``_unit``: without a bias the scale is left to the exponent's multiply-add.
+
+    With NEAR ``p_bias`` [M, 1] and ``near`` [1, N] are those of :func:`chunk_bias`.
+    """
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     ok = there
     if MASK is not None:
         ok = MASK(q_i, q_j, k_i, k_j, n_i, n_j, P)
     if HAS_BIAS:
-        b_s = tl.fma(b_s, scale, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P, count), count, FTZ))
-    return tl.where(ok, b_s, MASKED)
+        if NEAR is not None:
+            b_add = gather_seen(p_bias, near, ok, FTZ)
+        else:
+            b_add = tl.where(ok, gather(p_bias, BIAS(head, q_i, q_j, k_i, k_j, g, P, count), count, FTZ), MASKED)
+        b_s = tl.fma(b_s, scale, b_add)
+    else:
+        b_s = tl.where(ok, b_s, MASKED)
+    return b_s
+
+
+@triton.jit
+def chunk_bias(p_bias, head, i, j, o, SIGN: tl.constexpr, CW: tl.constexpr, NEAR: tl.constexpr, P: tl.constexpr):
+    """(pointers [M, 1], offsets [1, N]) of the biases of a chunk: its positions ``o`` go on from displacements (i, j).
+
+    Spelt so that of an offset only what differs from thread to thread takes part in the pointers' arithmetic and the
+    rest is known when compiling: an instruction's own offset, so that a pair costs no arithmetic. In the tensor cores'
+    layouts of scores the bits 1 and 2 of a column are the thread's, all others the register's.
+    """
+    far = NEAR(head, i, j, P)[:, None].to(tl.int64)
+    of_thread, of_register = o & 6, o & -7
+    zero = NEAR(0, 0, 0, P)
+    of_thread = (NEAR(0, of_thread // CW, of_thread % CW, P) - zero)[None, :].to(tl.int64)
+    of_register = (NEAR(0, of_register // CW, of_register % CW, P) - zero)[None, :].to(tl.int64)
+    return p_bias + (far + SIGN * of_thread), SIGN * of_register
 
 
 @triton.jit
@@ -141,7 +170,7 @@ def attend_forward(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
 ):  # fmt: skip
     """out = softmax(scale q k^T + bias) v and the log2-sum-exp of a tile of queries. Strides count ALIGN elements."""
     head, t, b = _program(tiles, heads)
@@ -181,8 +210,12 @@ def attend_forward(
         b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
         b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
         if RELATE is None:
-            b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :], k_j[None, :],
-                          n_i, n_j, g, MASK, m_k[None, :], BIAS, P, HAS_BIAS, PRECISION, FTZ)  # fmt: skip  # [BM, BN]
+            p_near, near = p_bias, 0
+            if HAS_BIAS and NEAR is not None:
+                p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, NEAR, P)
+            b_s = _scores(b_q, b_k, scale, p_near, near, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
+                          k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, NEAR, P, HAS_BIAS, PRECISION,
+                          FTZ)  # fmt: skip  # [BM, BN]
         else:
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -216,7 +249,7 @@ def attend_backward_q(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     EXACT_DELTA: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None, LIST: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
 ):  # fmt: skip
     """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
 
@@ -275,8 +308,11 @@ def attend_backward_q(
             b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
             b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
             if RELATE is None:
-                b_s = _scores(b_q, b_k, scale, p_bias, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
-                              k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, P, HAS_BIAS, PRECISION,
+                p_near, near = p_bias, 0
+                if HAS_BIAS and NEAR is not None:
+                    p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, NEAR, P)
+                b_s = _scores(b_q, b_k, scale, p_near, near, table, head, q_i[:, None], q_j[:, None], k_i[None, :],
+                              k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, NEAR, P, HAS_BIAS, PRECISION,
                               FTZ)  # fmt: skip
             else:
                 b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
@@ -318,7 +354,7 @@ def attend_backward_kv(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
 ):  # fmt: skip
     """dk and dv of a tile of keys: walks the queries that see it, the inverse neighborhood; nothing is scattered."""
     head, t, b = _program(tiles, heads)
@@ -364,8 +400,11 @@ def attend_backward_kv(
         b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
         if RELATE is None:
-            b_s = _scores(b_k, b_q, scale, p_bias, table, head, q_i[None, :], q_j[None, :], k_i[:, None], k_j[:, None],
-                          n_i, n_j, g, MASK, m_k[:, None], BIAS, P, HAS_BIAS, PRECISION,
+            p_near, near = p_bias, 0
+            if HAS_BIAS and NEAR is not None:
+                p_near, near = chunk_bias(p_bias, head, k_i - c_i, k_j - c_j, o_n, -1, CW, NEAR, P)
+            b_s = _scores(b_k, b_q, scale, p_near, near, table, head, q_i[None, :], q_j[None, :], k_i[:, None],
+                          k_j[:, None], n_i, n_j, g, MASK, m_k[:, None], BIAS, NEAR, P, HAS_BIAS, PRECISION,
                           FTZ)  # fmt: skip  # [keys BM, queries BN]
         else:
             b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)

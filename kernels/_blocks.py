@@ -109,3 +109,14 @@ def gather(p, offset, count, FTZ: tl.constexpr, CLAMP: tl.constexpr = True):
             LOAD, "=f,r,l", [offset, p.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1
         )
     return tl.load(p + offset).to(tl.float32)
+
+
+@triton.jit
+def gather_seen(p, near, ok, FTZ: tl.constexpr):
+    """What is at p + near, pointers to float32 and 64-bit offsets, where ``ok``; -inf elsewhere, without looking."""
+    if FTZ:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred t; setp.ne.b32 t, $2, 0; mov.b32 $0, 0xFF800000; @t ld.global.nc.f32 $0, [$1]; }",
+            "=f,l,r", [p.to(tl.int64) + near * 4, ok.to(tl.int32)], dtype=tl.float32, is_pure=False, pack=1
+        )  # fmt: skip
+    return tl.load(p + near, mask=ok, other=MASKED)

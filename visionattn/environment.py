@@ -51,6 +51,7 @@ TYPICAL: dict[str, tuple[str, tuple, dict[str, Any]]] = {
     "routed_attention": ("4 of 7x7 regions", (*_QKV, (1, 49, 4)), {"regions": 7}),
     "channel_attention": ("3 groups of 32 channels", ((1, 56, 56, 96),) * 3, {"groups": 3}),
     "linear_attention": ("the whole map", _QKV, {}),
+    "depthwise_conv": ("filters of 7", ((1, 56, 56, 96), (96, 1, 7, 7)), {}),
 }
 
 

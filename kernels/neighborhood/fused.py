@@ -2,7 +2,7 @@
 
 Layouts: q, k [B, H, W, heads, D], v [B, H, W, heads, Dv], any strides with the last dimension contiguous; out, its
 gradient and lse are contiguous. The relative table's gradient is a sum of dS over all pairs of one displacement: kept
-in registers by the closed kernel (kernel = group), by :mod:`.bias` where neighborhoods overlap.
+in registers by the closed kernel (kernel = group) and by :mod:`.joint` (small windows), else by :mod:`.bias`.
 """
 
 import functools
@@ -19,10 +19,11 @@ from .._fold import fold_bias
 from .._launch import launch, unspecialised
 from .._register import lse_shape
 from . import bias as overlapping
-from . import maps, tuning
+from . import joint, maps, tuning
 from .geometry import Geometry
 
-BIAS_TILE = (16, 32, 16)  # queries, keys and images that a step of the table's gradient takes
+BIAS_TILE = (16, 32, 32)  # queries, keys and images that a step of the table's gradient takes
+BIAS_SLICES = 8  # programs of one warp
 
 FORWARD = unspecialised(engine.attend_forward)
 BACKWARD_Q = unspecialised(engine.attend_backward_q)
@@ -30,6 +31,7 @@ BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 CLOSED_FORWARD = unspecialised(closed.attend_closed_forward)
 CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
 BIAS_BACKWARD = unspecialised(overlapping.bias_backward)
+JOINT_BACKWARD = unspecialised(joint.backward_q_and_bias)
 FOLD_BIAS = unspecialised(fold_bias)
 
 
@@ -90,15 +92,28 @@ def backward(
 
     delta = torch.empty(lse.shape[:4], device=q.device, dtype=torch.float32)
     numbers = (*geometry.dilation, scale, entries)
-    launch(BACKWARD_Q, batch * heads * plan.query_tiles, plan.queries, q, k, v, table, out, grad_out, lse, delta, dq,
-           *strides[:16], height, width, heads, plan.query_tiles, *numbers)  # fmt: skip
+    joint_pass = bias_grad and plan.joint is not None
+    if joint_pass:
+        room = max(1, host.programs(q.device, heads) // 2)  # two of these fit on a multiprocessor
+        images = max(1, min(joint.IMAGES, batch * plan.joint_tiles // room))
+        slices = min(plan.joint_tiles * math.ceil(batch / images), room)
+        cells = (plan.joint["ROWS"] + 1) * math.prod(joint.TILE) // 2 * joint.COLUMNS
+        partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
+        launch(JOINT_BACKWARD, slices * heads, plan.joint, q, k, v, table, out, grad_out, lse, delta, dq, partial,
+               *strides[:16], batch, images, height, width, heads, plan.joint_tiles, *geometry.dilation, slices,
+               scale)  # fmt: skip
+    else:
+        launch(BACKWARD_Q, batch * heads * plan.query_tiles, plan.queries, q, k, v, table, out, grad_out, lse, delta,
+               dq, *strides[:16], height, width, heads, plan.query_tiles, *numbers)  # fmt: skip
     launch(BACKWARD_KV, batch * heads * plan.key_tiles, plan.keys, q, k, v, table, grad_out, lse, delta, dk, dv,
            *strides[:12], *strides[16:], height, width, heads, plan.key_tiles, *numbers)  # fmt: skip
     if not bias_grad:
         return None
+    if joint_pass:
+        return _fold(partial, bias, slices, cells, plan)
     bq, bk, _ = BIAS_TILE
     lines = (2 * geometry.kernel[0] - 1) * math.ceil((bq + 2 * geometry.kernel[1] - 2) / bk)
-    slices = max(1, 8 * host.programs(q.device, heads) // lines)  # these programs are one warp
+    slices = max(1, BIAS_SLICES * host.programs(q.device, heads) // lines)  # these programs are one warp
     cells = lines * bq * bk
     partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
     launch(BIAS_BACKWARD, slices * lines * heads, plan.bias, q, k, v, table, grad_out, lse, delta, partial,
@@ -114,8 +129,8 @@ class _Plan:
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
         shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(
-            LOCATE=maps.locate, PLACE=maps.place, OWN=maps.place, BIAS=maps.table_offset,
-            P=(*geometry.kernel, *geometry.stride, *map(int, geometry.causal)))  # fmt: skip
+            LOCATE=maps.locate, PLACE=maps.place, OWN=maps.place, BIAS=maps.pair_offset,
+            P=(*geometry.kernel, *geometry.stride, *map(int, geometry.causal), int(bias)))  # fmt: skip
         count = math.prod(2 * n - 1 for n in geometry.kernel)
         fold = dict(P=geometry.kernel, COUNT=count, BLOCK=32)
         side = tuning.closed_side(geometry.kernel)
@@ -140,8 +155,8 @@ class _Plan:
                 for n, dil, t in zip((height, width), geometry.dilation, tiles.tile, strict=True)
             )
             return count, shared | more | dict(
-                MASK=maps.neighbors, TH=tiles.tile[0], TW=tiles.tile[1], CH=tiles.chunk[0], CW=tiles.chunk[1],
-                num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
+                MASK=maps.neighbors, NEAR=maps.table_offset, TH=tiles.tile[0], TW=tiles.tile[1], CH=tiles.chunk[0],
+                CW=tiles.chunk[1], num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
 
         self.tiles, self.forward = open_pass(
             tuning.forward_tiles(geometry.kernel, head_dim, wide, bias), SPAN=maps.key_span)  # fmt: skip
@@ -155,6 +170,19 @@ class _Plan:
             BQ=BIAS_TILE[0], BK=BIAS_TILE[1], IMAGES=BIAS_TILE[2], num_warps=1 if head_dim <= 32 and not wide else 4,
             num_stages=1 if wide else 3)  # fmt: skip
         self.fold = fold | dict(CELL=overlapping.overlapping_cell, T=BIAS_TILE[:2], DEPTH=BIAS_TILE[0])
+
+        # sums of wider heads would not fit into registers
+        found = None if wide or head_dim > 32 or not bias else joint.box(geometry)
+        self.joint = None
+        if found is not None:
+            (th, tw), cw = joint.TILE, joint.COLUMNS
+            self.joint_tiles, _ = open_pass(tuning.Tiles(joint.TILE, (1, cw), 4, 2))
+            self.joint = {name: shared[name] for name in names} | dict(
+                TH=th, TW=tw, CW=cw, BEFORE=found.before, NEEDS=found.needs, ROWS=found.rows,
+                num_warps=4, num_stages=2)  # fmt: skip
+            depth = th // 2 * tw
+            self.fold = fold | dict(
+                CELL=joint.joint_cell, T=(tw, cw, *found.before, found.rows, depth), DEPTH=depth)  # fmt: skip
 
 
 _plan = functools.lru_cache(maxsize=4096)(_Plan)

@@ -1,11 +1,13 @@
 """Index maps of neighborhood attention for the tile engine (``kernels/_attend.py`` says what each one answers).
 
 The space of a tile is one dilation group: the positions ``g + dilation * i``. ``P`` is (kernel rows, kernel columns,
-stride rows, stride columns, rows causal, columns causal).
+stride rows, stride columns, rows causal, columns causal, whether there is a bias).
 """
 
 import triton
 import triton.language as tl
+
+BEYOND = tl.constexpr(1 << 30)  # every key is before it
 
 
 @triton.jit
@@ -88,15 +90,27 @@ def _within(q, k, start, K: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
-    rows = _within(q_i, k_i, window_start(q_i, n_i, P[0], P[2], P[4]), P[0], P[4])
-    return rows & _within(q_j, k_j, window_start(q_j, n_j, P[1], P[3], P[5]), P[1], P[5])
+def _sees(q, k, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr):
+    start = window_start(q, n, K, S, C)
+    if BIAS:  # what a tile holds beyond the map sees nothing: its biases would lie outside the table
+        start = tl.where(q < n, start, BEYOND)
+        q = tl.where(q < n, q, BEYOND)
+    return _within(q, k, start, K, C)
 
 
 @triton.jit
-def table_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
-    """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1]: key minus query."""
+def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
+    return _sees(q_i, k_i, n_i, P[0], P[2], P[4], P[6]) & _sees(q_j, k_j, n_j, P[1], P[3], P[5], P[6])
+
+
+@triton.jit
+def table_offset(head, i, j, P: tl.constexpr):
+    """Offset into the relative table [heads, 2 K_y - 1, 2 K_x - 1] of a key (i, j) from its query."""
     W: tl.constexpr = 2 * P[1] - 1
-    centre = head * (2 * P[0] - 1) * W + (P[0] - 1) * W + P[1] - 1
-    # one addition a pair: what depends on a key or a query alone stays outside the broadcast
-    return (k_i * W + k_j) + (centre - (q_i * W + q_j))
+    return (head * (2 * P[0] - 1) + P[0] - 1) * W + P[1] - 1 + i * W + j
+
+
+@triton.jit
+def pair_offset(head, q_i, q_j, k_i, k_j, g, P: tl.constexpr, table):
+    """The same of a query and a key, as closed windows ask."""
+    return table_offset(head, k_i - q_i, k_j - q_j, P)

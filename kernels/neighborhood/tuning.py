@@ -32,16 +32,24 @@ def _chunk(kernel: tuple[int, int]) -> tuple[int, int]:
     return (2, 16) if kernel[1] <= 9 else (4, 8)
 
 
+def _box(kernel: tuple[int, int], tile: tuple[int, int], chunk: tuple[int, int]) -> int:
+    """Keys that a tile of queries meets, in whole chunks: for wide windows the time is proportional to it."""
+    rows, columns = (-(-(t + k - 1) // c) * c for k, t, c in zip(kernel, tile, chunk, strict=True))
+    return rows * columns
+
+
 def forward_tiles(kernel: tuple[int, int], head_dim: int, wide: bool, bias: bool) -> Tiles:
     """``wide``: 32-bit inputs, twice the room; ``head_dim``: the larger of q's and v's, padded to a power of two."""
     if wide:
         return Tiles((4, 8), _chunk(kernel), 4 if head_dim <= 64 else 8, 1)
     if head_dim > 128:
         return Tiles((4, 8), (4, 8), 4, 2)
-    if head_dim > 64:
-        return Tiles((8, 8), _chunk(kernel), 4, 2)
     if kernel[1] > 9:
-        return Tiles((8, 8), (4, 16), 4, 3)
+        if head_dim > 64:
+            return Tiles((8, 8), (4, 16), 4, 3)
+        return Tiles(min((8, 8), (4, 16), key=lambda tile: _box(kernel, tile, (8, 8))), (8, 8), 4, 3)
+    if head_dim > 64:
+        return Tiles((8, 8), (2, 16), 4, 2)
     return Tiles((8, 8), (2, 16), 4 if bias else 2, 3 if bias else 2)
 
 
@@ -58,4 +66,6 @@ def key_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
         return Tiles((4, 8), (2, 8), 4 if head_dim <= 32 else 8, 1)
     if head_dim > 128:
         return Tiles((4, 8), (2, 8), 8, 1)
-    return Tiles((4, 8) if head_dim > 64 else (8, 8), _chunk(kernel), 4, 1)
+    if head_dim > 64:  # kernel 80 on an H200: 2.6 times as fast as tiles of 4x8
+        return Tiles((8, 8), (4, 8), 4, 3) if kernel[1] > 9 else Tiles((4, 8), (2, 16), 4, 1)
+    return Tiles((8, 8), _chunk(kernel), 4, 1)

@@ -19,6 +19,7 @@ from visionattn.benchmark.cases import (
     VariedCase,
     WindowCase,
 )
+from visionattn.benchmark.depthwise_cases import DEPTHWISE, DepthwiseCase
 
 
 def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
@@ -30,6 +31,7 @@ def test_the_six_classifier_rows_come_first_so_that_a_short_run_has_them():
     assert GROUPS["varied_window"]["all"][:4] == VSA
     assert GROUPS["linear"]["all"][: len(INLINE)] == INLINE
     assert GROUPS["routing"]["all"][:3] == BIFORMER
+    assert GROUPS["depthwise"]["all"][: len(DEPTHWISE)] == DEPTHWISE
 
 
 NEIGHBORHOODS = [case for group in GROUPS["neighborhood"].values() for case in group]
@@ -50,6 +52,7 @@ def test_names_are_unique_and_say_dilation_and_stride():
     assert HaloCase(1, 8, 8, 1, 8, 8, 4, 1).name == "B1 8x8 h1 d8 b4 halo 1"
     assert HaloCase(1, 8, 8, 1, 8, 20, 4, 1, 2).name == "B1 8x8 h1 d8/20 b4 halo 1 stride 2"
     assert LinearCase(1, 8, 8, 1, 8, 1).name == "B1 8x8 h1 d8 1 before"
+    assert DepthwiseCase(1, 8, 9, 24, 5).name == "B1 8x9 c24 k5"
     assert RoutingCase(1, 8, 8, 1, 8, 2).name == "B1 8x8 h1 d8 top2"
     assert RoutingCase(1, 8, 8, 1, 8, 2, 4).name == "B1 8x8 h1 d8 top2 of 4x4"
     assert Case(1, 8, 8, 1, 8, 2, dilation=3, stride=2).name == "B1 8x8 h1 d8 k2 dilation 3 stride 2"
@@ -110,3 +113,12 @@ def test_floor_of_routing_counts_the_tokens_of_the_chosen_regions():
     elements = 2 * 14 * 28 * 3 * 16
     assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(12 * elements * 2 / 1000)
     assert case.floor_ms(2, unlimited, 1.0, backward=False) == pytest.approx(2 * 2 * elements * (4 * 2 * 4))
+
+
+def test_floor_of_depthwise_convolutions_moves_every_map_once_and_multiplies_every_tap():
+    case, unlimited = DepthwiseCase(2, 10, 20, 24, 5), float("inf")
+    elements = 2 * 10 * 20 * 24
+    assert case.floor_ms(2, 1000.0, unlimited, backward=False) == pytest.approx(2 * elements * 2 / 1000)
+    assert case.floor_ms(2, 1000.0, unlimited, backward=True) == pytest.approx(5 * elements * 2 / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=False) == pytest.approx(2 * elements * 25 / 1000)
+    assert case.floor_ms(2, unlimited, 1000.0, backward=True) == pytest.approx(6 * elements * 25 / 1000)

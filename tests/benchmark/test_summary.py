@@ -4,6 +4,7 @@ import pytest
 
 from visionattn.benchmark import records, summary
 from visionattn.benchmark.cases import BIFORMER, CLASSIFIER, DAVIT, HALONET50TS, INLINE, SWIN, WIDE
+from visionattn.benchmark.depthwise_cases import DEPTHWISE
 
 
 @pytest.fixture
@@ -59,7 +60,8 @@ def test_dtypes_are_not_mixed(kept):
 
 @pytest.mark.parametrize(
     "op, peer, cases",
-    [("window", "timm", SWIN[:2]), ("halo", "timm", HALONET50TS[:2]), ("linear", "eager", INLINE[:2])],
+    [("window", "timm", SWIN[:2]), ("halo", "timm", HALONET50TS[:2]), ("linear", "eager", INLINE[:2]),
+     ("depthwise", "conv2d", DEPTHWISE[:2])],  # fmt: skip
 )
 def test_ops_are_set_against_their_one_peer_and_the_floor(op, peer, cases, tmp_path):
     kept = records.Records(tmp_path / "b.csv", *records.KERNEL_RECORDS[op])

@@ -381,7 +381,7 @@ def rule() -> Callable:
         low = {name: x.to(dtype) for name, x in tensors.items()}
         with torch.no_grad():
             shape = eager(**low).shape
-        grad = torch.randn(shape).bfloat16().to(tensors["q"].device) if backward else None
+        grad = torch.randn(shape).bfloat16().to(next(iter(tensors.values())).device) if backward else None
         truth = run(eager, tensors, grad.double() if backward else None)
         judge(run(function, low, grad), [_reordered(eager, low, grad, order) for order in range(4)], truth, dtype)
 

@@ -14,6 +14,8 @@ CASES = {
     "one-window": (2, 7, 7, 2, 32, 32, 7, 1, 1, True, BRAIN),
     "one-window-a-group": (1, 6, 6, 1, 32, 32, 3, 2, 1, True, SINGLE),
     "dilation-not-dividing": (1, 9, 7, 1, 16, 16, 3, 2, 1, True, SINGLE),
+    "seven": (1, 9, 11, 1, 16, 16, 7, 1, 1, True, HALF),
+    "stride-two": (1, 10, 9, 1, 16, 16, (5, 7), 1, 2, True, BRAIN),
     "even-kernel": (1, 8, 9, 1, 16, 16, 4, 1, 1, True, SINGLE),
     "per-axis": (1, 6, 13, 1, 8, 8, (3, 6), (2, 1), (1, 4), True, SINGLE),
     "stride": (1, 10, 9, 1, 32, 32, 5, 1, 3, True, HALF),
@@ -71,6 +73,25 @@ def test_repeats_are_bitwise_equal(case, fused, drawn, results):
     first, second = (results(call, tensors, grad) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("kernel, causal, dtype", [(5, False, HALF), (5, True, HALF),
+                                                   (5, False, SINGLE), (4, False, SINGLE)])
+def test_nothing_around_the_table_is_read(kernel, causal, dtype, fused, drawn, results):
+    size = (kernel + 4, kernel + 5) if kernel > 4 else (4, 4)              # tiles reach beyond both
+    tensors = drawn(1, *size, 1, 16, 16, (kernel, kernel), fused)
+    tensors = {name: x.float() if name == "bias" else x.to(dtype) for name, x in tensors.items()}
+    table = tensors["bias"]
+    grad = torch.randn(1, *size, 1, 16, device=fused, dtype=dtype)
+    among_nan = torch.full((table.numel() + 4096,), torch.nan, device=fused)
+    among_nan[2048:-2048] = table.flatten()
+
+    def call(q, k, v, bias):
+        return neighborhood_attention(q, k, v, kernel, bias=bias, is_causal=causal)
+
+    expected = results(call, tensors, grad)
+    for name, value in results(call, tensors | {"bias": among_nan[2048:-2048].view_as(table)}, grad).items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_packed_equals_separate_bit_for_bit(fused, poisoned, drawn, results):

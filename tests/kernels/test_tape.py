@@ -36,6 +36,7 @@ CASES = [
     Case("varied_window_attention_packed", ((1, 2, 4, 3, 1, 16), (1, 1, 2, 1, 4), (1, 3, 3)),
          lambda qkv, sampling, bias: kernels.varied_window_attention_packed(qkv, 2, sampling, bias)),
     Case("channel_attention_packed", ((1, 2, 2, 48),), lambda qkv: kernels.channel_attention_packed(qkv, 1)),
+    Case("depthwise_conv", ((1, 2, 2, 16), (16, 1, 3, 3), (16,)), kernels.depthwise_conv),
 ]
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}      # KiB that one program may take, by compute capability
 SPILLS = 256            # bytes of stack a thread, a quarter of its registers; more would say that a tile is too large
+KEPT_SPILLS = {"backward_q_and_bias": 1024}     # measured faster with them than two kernels that spill nothing
 PROGRAM = """
 import json, sys, torch
 from visionattn.kernels._launch import compile_only
@@ -24,6 +25,15 @@ for capability, d, dtype, op, size, bias, *more in json.loads(sys.argv[1]):
         with compile_only(capability) as compiled:
             out, weights = fused.forward(q, k, v, 1.0)
             fused.backward(grad, q, k, v, out, weights, 1.0, dq, dk, dv)
+        found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
+        continue
+    if op == "depthwise":
+        from visionattn.kernels.depthwise import fused
+        x, dx, grad = (torch.empty(1, size, size, d, dtype=q.dtype) for _ in range(3))
+        weight, added = torch.empty(d, 1, *more * 2), torch.empty(d) if bias else None
+        with compile_only(capability) as compiled:
+            out, kept = fused.forward(x, x, x, weight, added, True)
+            fused.backward(grad, x, x, x, weight, added, out, kept, True, dx, dx, dx, True, bias)
         found += [[capability, d, dtype, op, more, size, c.name, c.shared, c.spills] for c in compiled]
         continue
     rest = ()
@@ -75,7 +85,8 @@ def _compile(cases: list[tuple]) -> None:
     for capability, *case, shared, spills in found:
         assert shared <= SHARED[capability] * 1024, (capability, case, shared)
         if case[1] != "float32" and case[0] <= 128:     # float32 and 256 are for completeness: no tile would hold them
-            assert spills is None or spills <= SPILLS, (capability, case, f"{spills} bytes of stack a thread")
+            limit = KEPT_SPILLS.get(case[-1], SPILLS)
+            assert spills is None or spills <= limit, (capability, case, f"{spills} bytes of stack a thread")
 
 
 def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...]) -> list[tuple]:
@@ -88,6 +99,7 @@ def _cases(op: str, capability: int, d: int, dtype: str, biases: tuple[bool, ...
             "routing": [(14, 16), (35, 16), (56, 1), (30, 4)],
             "halo": [(16, 8, 3, 1), (8, 8, 2, 2), (28, 14, 2, 1), (10, 10, 3, 1)],
             "channel": [(14, 4096), (14, 100)],
+            "depthwise": [(56, 3), (7, 1), (56, 5), (56, 7), (14, 7)],
             "linear": [(14, 14, 14)]}[op]
     return [(capability, d, dtype, op, size, bias, *rest) for size, *rest in more for bias in biases]
 
@@ -106,6 +118,18 @@ def test_the_models_kernels_over_all_tokens_and_of_routes_fit():
     ops = [("channel", capability) for capability in SHARED] + [("linear", 90)]
     routing = _cases("routing", 120, 32, "bfloat16", (False,))[2]               # the largest tiles on the smallest card
     _compile([routing, *(_cases(*op, 32, "bfloat16", (True,))[0] for op in ops)])
+
+
+def test_a_depthwise_convolution_fits_the_smallest_card():
+    _compile(_cases("depthwise", 120, 96, "bfloat16", (True,))[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("capability", SHARED)
+def test_every_depthwise_convolution_fits(capability, dtype):
+    deep = _cases("depthwise", capability, 128, dtype, (False,))[-2:]       # on wide maps too
+    _compile(_cases("depthwise", capability, 96, dtype, (True,)) + deep)
 
 
 @pytest.mark.slow

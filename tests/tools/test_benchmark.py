@@ -20,6 +20,7 @@ from visionattn.benchmark.cases import (
     TINY_WINDOWS,
 )
 from visionattn.benchmark.cli import main
+from visionattn.benchmark.depthwise_cases import TINY_DEPTHWISE
 from visionattn.training.shapes import Shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,11 @@ def linear_csv(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def depthwise_csv(tmp_path_factory):
+    return _beside_timm("depthwise", tmp_path_factory.mktemp("depthwise"))
+
+
+@pytest.fixture(scope="module")
 def models_csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "cpu_models.csv"
     argv = ["models", "--models", "gna_nano", "timm/resnet10t", "--device", "cpu", "--dtype", "float32"]
@@ -123,6 +129,21 @@ def test_linear_csv_has_every_measurement_and_eager_pytorch_gives_the_same(linea
     peers = ("eager", "eager plain")
     notes = {row["note"] for row in rows if row["implementation"] in peers}
     assert notes == {f"from {peer}: output 0.00%, gradients 0.00%" for peer in peers}
+
+
+def test_depthwise_csv_has_every_measurement_and_torchs_convolution_gives_the_same(depthwise_csv):
+    rows = lines(depthwise_csv)
+    assert tuple(rows[0]) == records.DEPTHWISE_COLUMNS
+    found = {(row["channels"], row["side"], row["implementation"], row["pass"]) for row in rows}
+    assert found == {
+        (str(case.channels), str(case.side), i, p)
+        for case in TINY_DEPTHWISE
+        for i in ("floor", "ours", "conv2d")
+        for p in ("forward", "forward_backward")
+    }
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+    notes = {row["note"] for row in rows if row["implementation"] == "conv2d"}
+    assert notes == {"from conv2d: output 0.00%, gradients 0.00%"}
 
 
 def test_window_csv_has_every_measurement_and_timms_path_gives_the_same(window_csv):
@@ -266,7 +287,8 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
-PLOTTED = ("kernels", "window", "halo", "routing", "channel", "linear", "varied_window", "models", "simulator")
+PLOTTED = ("kernels", "window", "halo", "routing", "channel", "linear", "varied_window", "depthwise", "models",
+           "simulator")  # fmt: skip
 
 
 def test_plot_draws_a_picture_of_each_kind(request, tmp_path):

@@ -57,6 +57,9 @@ def measure_case(m: Measurement, sides: dict[str, Side], compiled: bool) -> None
 
     A peer that leaves out what the op may add ends in "plain", agrees with "ours plain" and is not compiled.
     """
+    from torch._inductor import config
+
+    config.compile_threads = 1  # or its workers would start up on the cores that are timed
     peers = [name for name in sides if not name.startswith("ours")]
     for implementation, side in sides.items():
         note = None

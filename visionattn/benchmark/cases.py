@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
+from .depthwise_cases import DEPTHWISE_GROUPS, DepthwiseCase
+
 
 @dataclass(frozen=True)
 class _OnMap:
@@ -190,7 +192,7 @@ class RoutingCase(_OnMap):
         return _floor_ms(rows, rows, seen, self.dim, self.dim, element_bytes, bytes_per_ms, flops_per_ms, backward)
 
 
-AnyCase = Case | WindowCase | HaloCase | ChannelCase | LinearCase | RoutingCase | VariedCase
+AnyCase = Case | WindowCase | HaloCase | ChannelCase | LinearCase | RoutingCase | VariedCase | DepthwiseCase
 
 
 def _floor_ms(
@@ -389,4 +391,5 @@ GROUPS = {
     "varied_window": VARIED_GROUPS,
     "linear": LINEAR_GROUPS,
     "routing": ROUTING_GROUPS,
+    "depthwise": DEPTHWISE_GROUPS,
 }

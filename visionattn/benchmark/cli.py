@@ -26,8 +26,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(GROUPS),
         default="neighborhood",
         help="which op: neighborhood beside NATTEN and SDPA, window and halo beside timm's path, channel beside it and "
-        "other eager forms, linear beside an eager form, routing beside gathering, varied_window beside grid_sample "
-        "(default: %(default)s)",
+        "other eager forms, linear beside an eager form, routing beside gathering, varied_window beside grid_sample, "
+        "depthwise (convolutions) beside torch's conv2d (default: %(default)s)",
     )
     kernels.add_argument("--rows", choices=rows, default="all", help="which shapes (default: %(default)s)")
     kernels.add_argument(
@@ -192,10 +192,10 @@ def _kernels(args: argparse.Namespace) -> None:
 
         neighborhood.run(*common, args.first_calls, args.prepare, _say)
     else:
-        from . import beside_timm, channel, halo, linear, routing, varied_window, window
+        from . import beside_timm, channel, depthwise, halo, linear, routing, varied_window, window
 
         modules = {"window": window, "halo": halo, "channel": channel, "linear": linear, "routing": routing}
-        module = (modules | {"varied_window": varied_window})[args.op]
+        module = (modules | {"varied_window": varied_window, "depthwise": depthwise})[args.op]
         beside_timm.run(module.sides, *common, args.compiled, _say)
     table = summary.by_case(kept.rows.values(), args.op, args.dtype)
     table = {case: table[case] for case in cases if case in table}

@@ -32,6 +32,8 @@ STYLES = {
     "channels first compiled": ("#8fd3bc", "products of [D, N] matrices, compiled"),
     "eager": ("#d55e00", "eager PyTorch"),
     "eager compiled": ("#999933", "eager PyTorch, compiled"),
+    "conv2d": ("#d55e00", "torch's conv2d, channels last"),
+    "conv2d compiled": ("#999933", "torch's conv2d, channels last, compiled"),
 }
 
 
@@ -75,8 +77,8 @@ def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(shown), frameon=False)
     one = rows[0]
-    title = op.replace("_", " ").capitalize()
-    figure.suptitle(f"{title} attention, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
+    title = f"{op.replace('_', ' ').capitalize()} {'convolution' if op == 'depthwise' else 'attention'}"
+    figure.suptitle(f"{title}, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
     save(figure, target)
 
 

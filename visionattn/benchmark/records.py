@@ -38,6 +38,9 @@ VARIED_COLUMNS = (*VARIED_KEY, *_TIMES)
 
 LINEAR_KEY = (*_MAP, "before", "implementation", "pass")
 LINEAR_COLUMNS = (*LINEAR_KEY, *_TIMES)
+
+DEPTHWISE_KEY = ("op", "dtype", "batch", "height", "width", "channels", "side", "implementation", "pass")
+DEPTHWISE_COLUMNS = (*DEPTHWISE_KEY, *_TIMES)
 KERNEL_RECORDS = {
     "neighborhood": (KERNEL_COLUMNS, KERNEL_KEY),
     "window": (WINDOW_COLUMNS, WINDOW_KEY),
@@ -46,6 +49,7 @@ KERNEL_RECORDS = {
     "channel": (CHANNEL_COLUMNS, CHANNEL_KEY),
     "varied_window": (VARIED_COLUMNS, VARIED_KEY),
     "linear": (LINEAR_COLUMNS, LINEAR_KEY),
+    "depthwise": (DEPTHWISE_COLUMNS, DEPTHWISE_KEY),
 }
 
 MODEL_KEY = ("model", "pass", "batch", "size", "dtype", "compiled", "channels_last")

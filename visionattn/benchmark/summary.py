@@ -27,6 +27,7 @@ from .cases import (
     VariedCase,
     WindowCase,
 )
+from .depthwise_cases import DEPTHWISE, DEPTHWISE_512, DepthwiseCase
 
 TIMMS = {"timm": "timm's path", "timm compiled": "timm's path compiled", "floor": "the floor"}
 SAMPLES = {
@@ -116,6 +117,13 @@ OPS = {
         ("ours",),
         {"eager": "eager PyTorch", "eager compiled": "eager PyTorch compiled", "floor": "the floor"},
         INLINE,
+    ),
+    "depthwise": Op(
+        DepthwiseCase,
+        ("floor", "ours", "conv2d", "conv2d compiled"),
+        ("ours",),
+        {"conv2d": "torch's conv2d", "conv2d compiled": "torch's conv2d compiled", "floor": "the floor"},
+        DEPTHWISE + DEPTHWISE_512,
     ),
 }
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from visionattn.kernels import depthwise_conv
+from visionattn.kernels._tracing import exporting
 from visionattn.layers.memory import nchw
+
+
+def filtered(conv: nn.Conv2d, x: torch.Tensor, residual: bool = False) -> torch.Tensor:
+    """A map [B, H, W, C] under a depthwise convolution that keeps its size; with ``residual`` the map plus that."""
+    if exporting():  # where the op runs torch's convolution, that is not to ask how the map lies either
+        x = nchw(x).permute(0, 2, 3, 1)
+    return depthwise_conv(x, conv.weight, conv.bias, residual)
 
 
 class ConvPositionEncoding(nn.Module):
@@ -28,4 +37,4 @@ class ConvPositionEncoding(nn.Module):
         self.proj = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.proj(nchw(x)).permute(0, 2, 3, 1)
+        return filtered(self.proj, x, residual=True)

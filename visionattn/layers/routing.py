@@ -11,6 +11,7 @@ from visionattn.kernels import routed_attention_packed_qk
 from visionattn.kernels.routing.geometry import make_geometry
 from visionattn.layers.memory import nchw
 from visionattn.layers.padding import crop, pad_to_multiple
+from visionattn.layers.position import filtered
 
 
 def choose_regions(qk: torch.Tensor, regions: tuple[int, int], topk: int) -> torch.Tensor:
@@ -105,7 +106,7 @@ class RoutedAttention(nn.Module):
         routes = choose_regions(qk, self.regions, self.topk)
         values = v.unflatten(-1, (self.num_heads, -1))
         out = routed_attention_packed_qk(qk, values, routes, self.regions, self.scale).flatten(-2)
-        out = self.proj_drop(self.proj(out + on_map(self.lepe, v)))
+        out = self.proj_drop(self.proj(out + filtered(self.lepe, v)))
         return out if padded is x else crop(out, height, width)
 
 
@@ -151,7 +152,7 @@ class GlobalAttention(nn.Module):
         qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))  # [B, H * W, 3, heads, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         out = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
-        out = out.view(x.shape) + on_map(self.lepe, x)
+        out = out.view(x.shape) + filtered(self.lepe, x)
         return self.proj_drop(self.proj(out))
 
 

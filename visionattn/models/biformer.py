@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from visionattn.layers import GlobalAttention, RoutedAttention, TransformerBlock
 from visionattn.layers.embed import conv_strides
 from visionattn.layers.memory import channels_last, nchw
+from visionattn.layers.position import filtered
 from visionattn.layers.routing import local_conv, on_map
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
@@ -135,7 +136,7 @@ class BiFormerBlock(TransformerBlock):
         self.pos_embed = local_conv(dim, 3, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x + on_map(self.pos_embed, x))
+        return super().forward(filtered(self.pos_embed, x, residual=True))
 
 
 class BiFormer(Pyramid):

@@ -26,8 +26,9 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         call, (name, shape) = None, self.running[-1] if self.running else ("", ())
-        if getattr(function, "__name__", "") in FUNCTIONS:
-            call = _kernel_call(FUNCTIONS[function.__name__].resolve(*args, **kwargs), function.__name__, shape)
+        op = getattr(function, "__name__", "")
+        if op in FUNCTIONS and op != "depthwise_conv":  # no attention
+            call = _kernel_call(FUNCTIONS[op].resolve(*args, **kwargs), op, shape)
         elif function is scaled_dot_product_attention:
             call = _global_call(shape, *args, **kwargs)
         if call is not None:
