@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from visionattn.kernels._arguments import ceil_div
 from visionattn.kernels._tracing import exporting
 
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, H, W, C] with zeros at the bottom and right, so that ``size`` (rows, columns) divides H and W."""
-    # so written that symbolic sizes come out as whole windows, as the kernels count them
-    return _pad_end(x, *(ceil_div(n, multiple) * multiple - n for n, multiple in zip(x.shape[1:3], size)))
+    # so written that symbolic sizes come out short: whole windows, as the kernels count them, at least one
+    return _pad_end(x, *(((n - 1) // multiple + 1) * multiple - n for n, multiple in zip(x.shape[1:3], size)))
 
 
 def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -7,7 +7,6 @@ from timm.layers import register_notrace_module, resize_rel_pos_bias_table, to_2
 from torch import nn
 
 from visionattn.kernels import window_attention_packed, window_attention_packed_kv
-from visionattn.kernels._arguments import ceil_div
 from visionattn.kernels.window import reference
 from visionattn.kernels.window.geometry import make_geometry
 from visionattn.layers.attn_drop import warn_attn_drop
@@ -173,7 +172,7 @@ def _shift(n: int, window: int, shift: int) -> tuple[int, int]:
         return 0, 0
     if isinstance(n, int):
         return (shift if n > window else 0), 0
-    return shift, shift * torch.sym_max(2 - ceil_div(n, window), 0)
+    return shift, shift * torch.sym_max(1 - (n - 1) // window, 0)
 
 
 def table_by_heads(table: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:
