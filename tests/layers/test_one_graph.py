@@ -6,6 +6,7 @@ from torch import nn
 
 from visionattn.export.graph import trace
 from visionattn.layers import HaloAttention, LinearAttention, VariedWindowAttention, WindowAttention
+from visionattn.layers.embed import PatchStem
 
 DIM, WINDOW = 16, 5
 LAYERS = {
@@ -35,10 +36,10 @@ class Shared(nn.Module):
 class OnImages(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.lift, self.layer = nn.Linear(3, DIM), layer
+        self.stem, self.layer = PatchStem(3, DIM, 2), layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(self.lift(x.permute(0, 2, 3, 1)))
+        return self.layer(self.stem(x).permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize(
@@ -50,10 +51,10 @@ def test_one_graph_serves_every_map_and_batch(name: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # places and tables that start at zero do something
             parameter.add_(0.2 * torch.randn_like(parameter))
-    graph = trace(model, (WINDOW, WINDOW), "dynamic", smallest=2)
-    assert (graph.height, graph.width) == ((2, 4096), (2, 4096))
+    graph = trace(model, (2 * WINDOW, 2 * WINDOW), "dynamic", smallest=3)
+    assert (graph.height, graph.width) == ((3, 4096), (3, 4096))
     served = graph.program.module()
-    for batch, *size in ((1, 5, 5), (3, 5, 5), (1, 2, 2), (1, 4, 13), (2, 6, 3), (1, 10, 15), (1, 11, 12)):
+    for batch, *size in ((1, 10, 10), (3, 10, 10), (1, 3, 4), (1, 7, 25), (2, 12, 5), (1, 20, 30), (1, 21, 24)):
         x = torch.randn(batch, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(served(x), model(x))

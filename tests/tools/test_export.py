@@ -13,10 +13,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from visionattn import cli
 from visionattn.export import formats
 from visionattn.export.cli import main
+from visionattn.export.graph import trace
+from visionattn.training.errors import UserError
 from visionattn.training.shapes import CLASSES
 from visionattn.training.trained import Choice, load, locate
 
@@ -135,7 +138,6 @@ def test_onnx_and_package_of_each_family_serve_dynamic_sizes(
     assert out.out.count("largest difference") >= 10 and "done: m.onnx" in out.out and "done: m.pt2" in out.out
     says = re.search(r"serves any batch, heights (\d+) to (\d+), widths (\d+) to (\d+)", out.out)
     (low_h, high_h), (low_w, high_w) = [(int(says[i]), int(says[i + 1])) for i in (1, 3)]
-    assert out.out.index("loaded again") < out.out.rindex(f"2x3x{low_h}x{low_w}")  # the package's last comparison
     assert max(low_h, low_w) <= FAMILIES[name] and min(high_h, high_w) >= 1024
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
@@ -148,6 +150,32 @@ def test_onnx_and_package_of_each_family_serve_dynamic_sizes(
         difference = (torch.from_numpy(session.run(None, {"images": x.numpy()})[0]) - expected).abs().max().item()
         print(f"ONNX of {name}, images {shape}: {difference:.1e}")
         assert difference <= 1e-4
+
+
+class Tied(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if x.shape[0] > 1 else x.amax((2, 3))
+
+
+class Sizes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if x.shape[2] * x.shape[3] > 2000 else x.amax((2, 3))
+
+
+@pytest.mark.parametrize("sizes", ["auto", "dynamic", "fixed"])
+def test_a_graph_has_to_serve_every_batch(sizes: str) -> None:
+    with pytest.raises(UserError, match="tied to batches"):
+        trace(Tied().eval(), (48, 48), sizes)
+
+
+def test_what_a_graph_says_that_it_serves_is_served_from_corner_to_corner() -> None:
+    graph = trace(Sizes().eval(), (48, 48), "dynamic")
+    served = graph.program.module()
+    assert graph.height[0] * graph.width[0] > 2000 and not graph.fixed
+    for height in graph.height:
+        for width in graph.width:
+            x = torch.randn(1, 3, height, width)
+            torch.testing.assert_close(served(x), x.mean((2, 3)))
 
 
 def test_what_differs_is_not_kept(

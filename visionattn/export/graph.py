@@ -108,12 +108,9 @@ def trace(model: nn.Module, size: tuple[int, int], sizes: Sizes = "auto", smalle
             "serves several; give --size, or --sizes fixed"
         )
     try:
-        graph = _graph(model, x, {0: batch}, size, begun)
+        return _graph(model, x, {0: batch}, size, begun)
     except Exception as error:
         raise UserError(f"torch.export cannot trace the model: {first_line(error)[:300]}") from None
-    if graph is None:
-        raise UserError(f"torch.export ties the model to batches of {x.shape[0]} images")
-    return graph
 
 
 def _graph(model: nn.Module, x: torch.Tensor, dims: dict, size: tuple[int, int], begun: float) -> Graph | None:
@@ -127,7 +124,7 @@ def _graph(model: nn.Module, x: torch.Tensor, dims: dict, size: tuple[int, int],
         return None
     serves = _guards(program)
     if not serves(*size):
-        return None
+        raise ValueError(f"it is tied to batches like that of {len(x)} images which it was traced with")
     height = _narrowed(ranges[0], size[0], lambda n: serves(n, size[1]))
     width = _narrowed(ranges[1], size[1], lambda n: all(serves(m, n) for m in (size[0], *height)))
     return Graph(program, size, height, width, time.perf_counter() - begun)
