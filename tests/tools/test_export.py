@@ -29,7 +29,7 @@ FAMILIES = {
     "gna_nano": (224, 1024), "nat_mini": (32, 1024), "fused_halonet26t": (32, 1024), "biformer_tiny": (113, 1024),
     "fused_gcvit_xxtiny": (32, 1024), "fused_davit_tiny": (33, 1024), "fused_maxvit_tiny": (32, 1024),
     "inline_swin_tiny": (32, 1024), "inline_deit_tiny": (32, 1024), "inline_pvt_tiny": (64, 1024),
-    "inline_cswin_tiny": (212, 224), "fused_swin_tiny": (32, 1024), "vsa_swin_tiny": (32, 1024),
+    "fused_swin_tiny": (32, 1024), "vsa_swin_tiny": (32, 1024),
 }  # fmt: skip
 ONE_STAGE = {"dims": [32], "depths": [1], "num_heads": [1]}
 SHORT = {
