@@ -24,7 +24,7 @@ def _axis(n: int, axis: int, geometry: Geometry, device: torch.device) -> Tensor
     return j * count + i if geometry.grid else i * window + j - _before(axis, geometry)
 
 
-def _place(n: int, axis: int, geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
+def place(n: int, axis: int, geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
     """The window of each of `n` positions of an axis, and its number there."""
     position = torch.arange(n, device=device)
     if geometry.grid:
@@ -50,7 +50,8 @@ def partition(x: Tensor, geometry: Geometry) -> Tensor:
     height, width = x.shape[1:3]
     if not _static(height, width):       # of symbolic sizes padding would have to be known to be none or some
         rows, columns = (_axis(n, axis, geometry, x.device).clamp(0, n - 1) for axis, n in enumerate((height, width)))
-        return x[:, rows][:, :, :, columns].permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
+        x = x[:, rows][:, :, :, columns].permute(0, 1, 3, 5, 2, 4, 6)
+        return _copied(x).flatten(4, 5)
     x = _cut(x, geometry)
     return (x.permute(0, 2, 4, 5, 1, 3, 6) if geometry.grid else x.permute(0, 1, 3, 5, 2, 4, 6)).flatten(4, 5)
 
@@ -80,12 +81,17 @@ def reverse(x: Tensor, height: int, width: int, geometry: Geometry) -> Tensor:
     before_h, before_w = (_before(axis, geometry) for axis in (0, 1))
     if not _static(height, width):
         # one axis after the other, contiguous in between, or torch compares symbolic strides
-        (m, i), (n, j) = (_place(size, axis, geometry, x.device) for axis, size in enumerate((height, width)))
-        x = x.permute(0, 1, 4, 2, 5, 3, 6).contiguous()[:, m, i]                      # [B, H, N, X, heads, D]
-        return x.contiguous()[:, :, n, j]
+        (m, i), (n, j) = (place(size, axis, geometry, x.device) for axis, size in enumerate((height, width)))
+        x = _copied(x.permute(0, 1, 4, 2, 5, 3, 6))[:, m, i]                          # [B, H, N, X, heads, D]
+        return _copied(x)[:, :, n, j]
     x = x.permute(0, 4, 1, 5, 2, 3, 6) if geometry.grid else x.permute(0, 1, 4, 2, 5, 3, 6)
     x = x.flatten(3, 4).flatten(1, 2)
     return x[:, before_h : before_h + height, before_w : before_w + width]
+
+
+def _copied(x: Tensor) -> Tensor:
+    """Contiguous, without asking whether it was: the answer would tie a graph to how many windows there are."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _static(height: int, width: int) -> bool:

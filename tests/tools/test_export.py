@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,19 +13,23 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from visionattn import cli
 from visionattn.export import formats
 from visionattn.export.cli import main
+from visionattn.export.graph import trace
+from visionattn.training.errors import UserError
 from visionattn.training.shapes import CLASSES
 from visionattn.training.trained import Choice, load, locate
 
 ROOT = Path(__file__).resolve().parents[2]
-# from which size on one graph serves all, and the size that it is traced at, where it is not the model's own
+# one variant a family: all take images of any size, and one graph has to serve all heights and widths between these
 FAMILIES = {
-    "gna_nano": [], "nat_mini": [], "fused_halonet26t": [], "biformer_tiny": ["--smallest", "113"],
-    "fused_gcvit_xxtiny": [], "fused_davit_tiny": [], "fused_maxvit_tiny": [], "inline_swin_tiny": [],
-    "inline_deit_tiny": [], "fused_swin_tiny": [], "vsa_swin_tiny": [],
+    "gna_nano": (224, 1024), "nat_mini": (32, 1024), "fused_halonet26t": (32, 1024), "biformer_tiny": (113, 1024),
+    "fused_gcvit_xxtiny": (32, 1024), "fused_davit_tiny": (33, 1024), "fused_maxvit_tiny": (32, 1024),
+    "inline_swin_tiny": (32, 1024), "inline_deit_tiny": (32, 1024), "inline_pvt_tiny": (64, 1024),
+    "fused_swin_tiny": (32, 1024), "vsa_swin_tiny": (32, 1024),
 }  # fmt: skip
 ONE_STAGE = {"dims": [32], "depths": [1], "num_heads": [1]}
 SHORT = {
@@ -127,18 +132,54 @@ def test_onnx_and_package_of_each_family_serve_dynamic_sizes(
     here: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs visionattn[export]")
-    code = export(name, "m.onnx", "m.pt2", "--untrained", "--sizes", "dynamic", *FAMILIES[name])
+    code = export(name, "m.onnx", "m.pt2", "--untrained", "--sizes", "dynamic")
     out = capsys.readouterr()
     print(out.out, out.err)
     assert code == 0
     assert out.out.count("largest difference") >= 10 and "done: m.onnx" in out.out and "done: m.pt2" in out.out
+    says = re.search(r"serves any batch, heights (\d+) to (\d+), widths (\d+) to (\d+)", out.out)
+    (low_h, high_h), (low_w, high_w) = [(int(says[i]), int(says[i + 1])) for i in (1, 3)]
+    smallest, largest = FAMILIES[name]
+    assert max(low_h, low_w) <= smallest < largest <= min(high_h, high_w)
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     session = onnxruntime.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
-    x = torch.randn(1, 3, 288, 240)
-    with torch.no_grad():
-        expected = model(x)
-    assert (torch.from_numpy(session.run(None, {"images": x.numpy()})[0]) - expected).abs().max() <= 1e-4
+    native = model.default_cfg["input_size"][-1]
+    height = min(288, high_h)
+    other, small = (height, max(low_w, height - 48)), (low_h + 13, min(low_w + 90, high_w))
+    for batch, size in ((1, (native, native)), (3, other), (1, small)):
+        x = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            expected = model(x)
+        difference = (torch.from_numpy(session.run(None, {"images": x.numpy()})[0]) - expected).abs().max().item()
+        print(f"ONNX of {name}, images {tuple(x.shape)}: {difference:.1e}")
+        assert difference <= 1e-4
+
+
+class Tied(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if x.shape[0] > 1 else x.amax((2, 3))
+
+
+class Sizes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if x.shape[2] * x.shape[3] > 2000 else x.amax((2, 3))
+
+
+@pytest.mark.parametrize("sizes", ["auto", "dynamic", "fixed"])
+def test_a_graph_has_to_serve_every_batch(sizes: str) -> None:
+    with pytest.raises(UserError, match="tied to batches"):
+        trace(Tied().eval(), (48, 48), sizes)
+
+
+def test_what_a_graph_says_that_it_serves_is_served_from_corner_to_corner() -> None:
+    graph = trace(Sizes().eval(), (48, 48), "dynamic")
+    served = graph.program.module()
+    assert graph.height[0] * graph.width[0] > 2000 and not graph.fixed
+    for height in graph.height:
+        for width in graph.width:
+            x = torch.randn(1, 3, height, width)
+            torch.testing.assert_close(served(x), x.mean((2, 3)))
 
 
 def test_what_differs_is_not_kept(

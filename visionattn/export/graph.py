@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,7 +114,7 @@ def trace(model: nn.Module, size: tuple[int, int], sizes: Sizes = "auto", smalle
 
 
 def _graph(model: nn.Module, x: torch.Tensor, dims: dict, size: tuple[int, int], begun: float) -> Graph | None:
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _one_is_a_number():
         warnings.simplefilter("ignore")  # of torch's own passes
         program = torch.export.export(model, (x,), dynamic_shapes=(dims,))
     image = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
@@ -122,9 +123,18 @@ def _graph(model: nn.Module, x: torch.Tensor, dims: dict, size: tuple[int, int],
     if None in ranges:
         return None
     serves = _guards(program)
+    if not serves(*size):
+        raise ValueError(f"it is tied to batches like that of {len(x)} images which it was traced with")
     height = _narrowed(ranges[0], size[0], lambda n: serves(n, size[1]))
-    width = _narrowed(ranges[1], size[1], lambda n: serves(size[0], n))
+    width = _narrowed(ranges[1], size[1], lambda n: all(serves(m, n) for m in (size[0], *height)))
     return Graph(program, size, height, width, time.perf_counter() - begun)
+
+
+def _one_is_a_number() -> AbstractContextManager:
+    """Symbolic sizes are not asked whether they are 1: a graph traced where a map is one window serves larger ones."""
+    from torch.fx.experimental import _config
+
+    return _config.patch(backed_size_oblivious=True) if hasattr(_config, "backed_size_oblivious") else nullcontext()
 
 
 def _range(program: ExportedProgram, n: int | torch.SymInt) -> Range | None:
@@ -136,14 +146,15 @@ def _range(program: ExportedProgram, n: int | torch.SymInt) -> Range | None:
 
 
 def _guards(program: ExportedProgram) -> Callable[[int, int], bool]:
-    """Whether the graph's own guards let a size pass: they know more than its ranges do, such as roundings."""
+    """Whether the graph's own guards let a size pass, in any batch: they know more than its ranges do."""
     guards = getattr(program.module(), "_guards_fn", None)
     if guards is None:  # it is an internal of torch; the ranges have to do without it
         return lambda height, width: True
 
     def serves(height: int, width: int) -> bool:
         try:
-            guards(torch.empty(2, 3, height, width, device="meta"))
+            for batch in BATCHES:
+                guards(torch.empty(batch, 3, height, width, device="meta"))
         except AssertionError:
             return False
         return True

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.layers.padding import pad_to_multiple
 
 _CONV_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}
@@ -57,7 +58,7 @@ class ConvStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from the first convolution on, so that every change of layout behind it is a free view
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         x = self.conv2(self.conv1(x))
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -84,7 +85,7 @@ class ConvDownsample(nn.Module):
         self.norm = norm_layer(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x.permute(0, 3, 1, 2))
+        x = self.conv(nchw(x))
         return self.norm(x.permute(0, 2, 3, 1))
 
 
@@ -117,7 +118,7 @@ class PatchStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = pad_to_multiple(x.permute(0, 2, 3, 1), self.proj.stride).permute(0, 3, 1, 2)
-        x = self.proj(x.contiguous(memory_format=torch.channels_last))
+        x = self.proj(channels_last(x))
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

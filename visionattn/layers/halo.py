@@ -8,6 +8,7 @@ from torch import nn
 
 from visionattn.kernels import halo_attention_packed_kv
 from visionattn.kernels.halo.geometry import make_geometry
+from visionattn.layers.memory import nchw
 
 
 class RelativeTables(nn.Module):
@@ -102,8 +103,8 @@ class HaloAttention(nn.Module):
         return f"num_heads={self.num_heads}, block={self.block_size}, halo={self.halo_size}, stride={self.stride}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.permute(0, 3, 1, 2)
+        x = nchw(x)
         q, kv = (conv(x).permute(0, 2, 3, 1).unflatten(-1, (self.num_heads, -1)) for conv in (self.q, self.kv))
         tables = self.pos_embed.height_rel, self.pos_embed.width_rel
         out = halo_attention_packed_kv(q, kv, self.block_size, self.halo_size, *tables, self.stride).flatten(-2)
-        return self.pool(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.pool(nchw(out)).permute(0, 2, 3, 1)

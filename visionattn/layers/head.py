@@ -6,6 +6,8 @@ import torch
 from timm.layers import ClassifierHead, ConvNormAct
 from torch import nn
 
+from visionattn.layers.memory import nchw
+
 
 class ConvClassifierHead(ClassifierHead):
     """A normalised, activated 1x1 convolution, then timm's classifier: pooling, dropout, linear layer.
@@ -51,5 +53,5 @@ class ConvClassifierHead(ClassifierHead):
         super().reset(num_classes, pool_type, in_features=None if kept else in_features, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv(nchw(x)).permute(0, 2, 3, 1)
         return super().forward(x, pre_logits)

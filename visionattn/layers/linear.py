@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from visionattn.kernels import linear_attention_packed
+from visionattn.layers.memory import plain
 
 
 class GroupedLinear(nn.Conv1d):
@@ -23,7 +24,7 @@ class GroupedLinear(nn.Conv1d):
         x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)  # [groups, B, in]
         weight = self.weight.squeeze(2).unflatten(0, (self.groups, -1)).transpose(1, 2)  # [groups, in, out]
         y = torch.baddbmm(self.bias.unflatten(0, (self.groups, 1, -1)), x, weight)
-        return y.transpose(0, 1).flatten(1)
+        return plain(y.transpose(0, 1)).flatten(1)
 
 
 @register_notrace_module  # the op's grid follows from sizes

@@ -10,7 +10,8 @@ from visionattn.kernels._tracing import exporting
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, H, W, C] with zeros at the bottom and right, so that ``size`` (rows, columns) divides H and W."""
-    return _pad_end(x, -x.shape[1] % size[0], -x.shape[2] % size[1])
+    # so written that symbolic sizes come out short: whole windows, as the kernels count them, at least one
+    return _pad_end(x, *(((n - 1) // multiple + 1) * multiple - n for n, multiple in zip(x.shape[1:3], size)))
 
 
 def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -32,10 +33,19 @@ def _pad_end(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return pad(x, (0, 0, 0, columns, 0, rows))
 
 
-def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The first ``height`` rows and ``width`` columns of [B, H, W, C]."""
-    if isinstance(height, int) and isinstance(width, int):
-        return x[:, :height, :width]
+def pad_start(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[B, H, W, C] with ``size`` (rows, columns) of zeros more at the top and left."""
+    rows, columns = size
+    if isinstance(rows, int) and isinstance(columns, int) and not rows and not columns:
+        return x
+    return pad(x, (0, 0, columns, 0, rows, 0))
+
+
+def crop(x: torch.Tensor, height: int, width: int, start: tuple[int, int] = (0, 0)) -> torch.Tensor:
+    """``height`` rows and ``width`` columns of [B, H, W, C], those from ``start`` (row, column) on."""
+    top, left = start
+    if all(isinstance(n, int) for n in (height, width, top, left)):
+        return x[:, top : top + height, left : left + width]
     # whether a slice of symbolic size is contiguous would again tie a graph to the answer
-    rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
+    rows, columns = (torch.arange(n, device=x.device) + first for n, first in ((height, top), (width, left)))
     return x.index_select(1, rows).index_select(2, columns)

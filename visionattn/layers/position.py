@@ -6,10 +6,14 @@ import torch
 from torch import nn
 
 from visionattn.kernels import depthwise_conv
+from visionattn.kernels._tracing import exporting
+from visionattn.layers.memory import nchw
 
 
 def filtered(conv: nn.Conv2d, x: torch.Tensor, residual: bool = False) -> torch.Tensor:
     """A map [B, H, W, C] under a depthwise convolution that keeps its size; with ``residual`` the map plus that."""
+    if exporting():  # where the op runs torch's convolution, that is not to ask how the map lies either
+        x = nchw(x).permute(0, 2, 3, 1)
     return depthwise_conv(x, conv.weight, conv.bias, residual)
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from visionattn.kernels import routed_attention_packed_qk
 from visionattn.kernels.routing.geometry import make_geometry
+from visionattn.layers.memory import nchw
 from visionattn.layers.padding import crop, pad_to_multiple
 from visionattn.layers.position import filtered
 
@@ -36,7 +37,7 @@ def local_conv(dim: int, kernel_size: int, **dd) -> nn.Conv2d:
 
 def on_map(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """A module for NCHW maps on [B, H, W, C]."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return conv(nchw(x)).permute(0, 2, 3, 1)
 
 
 @register_notrace_module  # padding branches on sizes

@@ -10,7 +10,7 @@ from visionattn.kernels import window_attention_packed, window_attention_packed_
 from visionattn.kernels.window import reference
 from visionattn.kernels.window.geometry import make_geometry
 from visionattn.layers.attn_drop import warn_attn_drop
-from visionattn.layers.padding import crop, pad_to_multiple
+from visionattn.layers.padding import crop, pad_start, pad_to_multiple
 
 
 @register_notrace_module  # padding and shift branch on sizes
@@ -123,14 +123,16 @@ class WindowAttention(nn.Module):
                 f"with shared_query={self.shared_query}"
             )
         height, width = x.shape[1:3]
-        shift = tuple(s if s and n > w else 0 for n, w, s in zip((height, width), self.window_size, self.shift))
+        shift, start = zip(*map(_shift, (height, width), self.window_size, self.shift))
         padded = pad_to_multiple(x, self.window_size) if self.attend_padding else x
+        padded = pad_start(padded, start)
         qkv = self.qkv(padded).unflatten(-1, (-1, self.num_heads, self.head_dim))
         if query is not None:
             query = query.unflatten(-1, (self.num_heads, self.head_dim))
+            query = self._laid_out(query, *qkv.shape[1:3])
         out = self._attend(query, qkv, shift)
         out = self.proj_drop(self.proj(out.flatten(-2)))
-        return out if padded is x else crop(out, height, width)
+        return out if padded is x else crop(out, height, width, start)
 
     def _attend(self, query: torch.Tensor | None, qkv: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
         """[B, H, W, 3, heads, D], or queries and [B, H, W, 2, heads, D] -> [B, H, W, heads, D]."""
@@ -143,9 +145,34 @@ class WindowAttention(nn.Module):
             return window_attention_packed(qkv, window, shift, self.partition, bias)
         return window_attention_packed_kv(query, qkv, window, shift, self.partition, bias)
 
+    def _laid_out(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """A window of queries for the op: itself, and in graphs of any size a map of queries, each where it asks.
+
+        The op tells the two by their sizes, which would tie a graph to maps of one window or to those of more.
+        """
+        if isinstance(height, int) and isinstance(width, int):
+            return query
+        geometry = make_geometry(self.window_size, self.shift, self.partition)
+        for axis, n in enumerate((height, width)):
+            query = query.index_select(1 + axis, reference.place(n, axis, geometry, query.device)[1])
+        return query
+
     def _bias(self) -> torch.Tensor | None:
         table = self.relative_position_bias_table
         return None if table is None else table_by_heads(table, self.window_size)
+
+
+def _shift(n: int, window: int, shift: int) -> tuple[int, int]:
+    """The shift along an axis of ``n``, and how many positions to put in front of the map.
+
+    An exported graph has one shift for all sizes: in front of a map that one window holds it puts as many positions as
+    the first window, which is cut off, has, and so all of the map into the second.
+    """
+    if not shift:
+        return 0, 0
+    if isinstance(n, int):
+        return (shift if n > window else 0), 0
+    return shift, shift * torch.sym_max(1 - (n - 1) // window, 0)
 
 
 def table_by_heads(table: torch.Tensor, window_size: tuple[int, int]) -> torch.Tensor:

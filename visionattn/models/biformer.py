@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from visionattn.layers import GlobalAttention, RoutedAttention, TransformerBlock
 from visionattn.layers.embed import conv_strides
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.layers.position import filtered
 from visionattn.layers.routing import local_conv, on_map
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
@@ -32,7 +33,7 @@ class MapBatchNorm(nn.BatchNorm2d):
     """Batch norm of [B, H, W, C]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return super().forward(nchw(x)).permute(0, 2, 3, 1)
 
 
 class BiFormerStem(nn.Module):
@@ -61,7 +62,7 @@ class BiFormerStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from here on, so that every change of layout behind it is a free view
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         return self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
 
 
@@ -96,7 +97,7 @@ class PatchConv(nn.Conv2d):
         # a symbolic size is padded by a symbolic number, zero or not: asking which would tie a graph to the answer
         if not isinstance(rows, int) or not isinstance(columns, int) or rows or columns:
             x = pad(x, (0, 0, 0, columns, 0, rows))
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        x = channels_last(x.permute(0, 3, 1, 2))
         return super().forward(x).permute(0, 2, 3, 1)
 
 

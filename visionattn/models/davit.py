@@ -20,6 +20,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from visionattn.layers import ChannelAttention, ConvPositionEncoding, TransformerBlock, WindowAttention
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.layers.padding import pad_to_multiple
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
@@ -51,7 +52,7 @@ class DaVitStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from here on, so that every change of layout behind it is a free view
-        x = self.conv(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv(channels_last(x))
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -70,7 +71,7 @@ class DaVitDownsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = pad_to_multiple(self.norm(x), self.conv.stride)
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.conv(nchw(x)).permute(0, 2, 3, 1)
 
 
 class DaVitBlock(TransformerBlock):

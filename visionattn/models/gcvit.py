@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from visionattn.layers import TransformerBlock, WindowAttention
 from visionattn.layers.embed import conv_strides
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.image_windows import image_window
 from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
@@ -63,7 +64,7 @@ class GcDownsample(nn.Module):
         self.norm2 = nn.LayerNorm(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.reduction(self.conv_block(self.norm1(x).permute(0, 3, 1, 2)))
+        x = self.reduction(self.conv_block(nchw(self.norm1(x))))
         return self.norm2(x.permute(0, 2, 3, 1))
 
 
@@ -84,7 +85,7 @@ class GcStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from the first convolution on, so that every change of layout behind it is a free view
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv1(channels_last(x))
         return self.down(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -107,7 +108,7 @@ class GlobalQuery(nn.Module):
         self.blocks = nn.ModuleList(GcConv(dim, device=device, dtype=dtype) for _ in range(max(pools, 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.permute(0, 3, 1, 2)
+        x = nchw(x)
         for block in self.blocks:
             x = block(x)
             if self.pools:

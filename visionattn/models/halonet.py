@@ -23,6 +23,7 @@ from torch import nn
 from visionattn.layers import HaloAttention
 from visionattn.layers.embed import conv_strides
 from visionattn.layers.head import ConvClassifierHead
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid, model_cfg
 
@@ -82,7 +83,7 @@ class HaloStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from the first convolution on, so that every change of layout behind it is a free view
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         for layer in self.children():
             x = layer(x)
         return x
@@ -137,10 +138,10 @@ class HaloBlock(nn.Module):
         nn.init.zeros_(self.conv3_1x1.bn.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.permute(0, 3, 1, 2)
+        x = nchw(x)
         y = self.conv1_1x1(x)
         if hasattr(self, "self_attn"):
-            y = self.self_attn(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            y = nchw(self.self_attn(y.permute(0, 2, 3, 1)))
             y = self.post_attn(y)
         else:
             y = self.conv2_kxk(y)

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from visionattn.layers import ConvDownsample, CrossShapedAttention, LinearAttention, TransformerBlock
+from visionattn.layers.memory import channels_last
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.inline_swin import check_linear_depths, inline_cfg
 from visionattn.models.pyramid import Pyramid, Site, build_pyramid
@@ -45,7 +46,7 @@ class CswinStem(nn.Module):
         least = KERNEL - 2 * PADDING
         if x.shape[2] < least or x.shape[3] < least:
             x = pad(x, (0, max(0, least - x.shape[3]), 0, max(0, least - x.shape[2])))
-        x = self.proj(x.contiguous(memory_format=torch.channels_last))
+        x = self.proj(channels_last(x))
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

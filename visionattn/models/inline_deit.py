@@ -22,6 +22,7 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from visionattn.layers import LinearAttention, TransformerBlock
+from visionattn.layers.memory import nchw
 from visionattn.layers.padding import pad_to_multiple
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.inline_pvt import resize_embedding, resize_embeddings
@@ -60,7 +61,7 @@ class DeitStem(nn.Module):
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.proj(pad_to_multiple(x.permute(0, 2, 3, 1), self.proj.stride).permute(0, 3, 1, 2))
+        x = self.proj(nchw(pad_to_multiple(x.permute(0, 2, 3, 1), self.proj.stride)))
         places = resize_embedding(self.pos_embed[:, 1:], self.grid, tuple(x.shape[2:]), "bicubic")
         x = x.flatten(2).transpose(1, 2) + places
         token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)

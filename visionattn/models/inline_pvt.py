@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.functional import interpolate, pad
 
 from visionattn.layers import LinearAttention, TransformerBlock
+from visionattn.layers.memory import channels_last
 from visionattn.models.checkpoints import require_layout, unwrap_state_dict
 from visionattn.models.inline_swin import inline_cfg
 from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid
@@ -71,7 +72,7 @@ class PvtEmbed(nn.Module):
         (least_h, least_w), (height, width) = self.proj.kernel_size, x.shape[2:]
         if height < least_h or width < least_w:
             x = pad(x, (0, max(0, least_w - width), 0, max(0, least_h - height)))
-        x = self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        x = self.proj(channels_last(x)).permute(0, 2, 3, 1)
         size = tuple(x.shape[1:3])
         x = self.norm(x) + resize_embedding(self.pos_embed, self.grid, size, "bilinear").unflatten(1, size)
         return x.permute(0, 3, 1, 2) if self.image else x

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, pad
 
 from visionattn.layers import TransformerBlock, WindowAttention
+from visionattn.layers.memory import channels_last, nchw
 from visionattn.models.checkpoints import require_layout, resize_tables, unwrap_state_dict
 from visionattn.models.image_windows import image_window
 from visionattn.models.pyramid import Pyramid, Site, Size, build_pyramid, model_cfg
@@ -66,7 +67,7 @@ class MaxVitStem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # channels-last from here on, so that every change of layout behind it is a free view
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         return self.conv2(self.act(self.norm1(self.conv1(x))))
 
 
@@ -162,7 +163,7 @@ class MaxVitBlock(nn.Module):
         self.attn_grid = attend("grid")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv(nchw(x)).permute(0, 2, 3, 1)
         return self.attn_grid(self.attn_block(x))
 
 
