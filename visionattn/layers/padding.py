@@ -10,13 +10,17 @@ from visionattn.kernels._tracing import exporting
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, H, W, C] with zeros at the bottom and right, so that ``size`` (rows, columns) divides H and W."""
-    # so written that symbolic sizes come out short: whole windows, as the kernels count them, at least one
-    return _pad_end(x, *(((n - 1) // multiple + 1) * multiple - n for n, multiple in zip(x.shape[1:3], size)))
+    return _pad_end(x, _remainder(x.shape[1], size[0]), _remainder(x.shape[2], size[1]))
 
 
 def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, H, W, C] with zeros at the bottom and right, so that H and W are at least ``size`` (rows, columns)."""
     return _pad_end(x, *(_shortfall(n, least) for n, least in zip(x.shape[1:3], size)))
+
+
+def _remainder(n: int, multiple: int) -> int:
+    """What ``n`` lacks to a multiple; symbolic sizes come out short this way, counted as the kernels count windows."""
+    return ((n - 1) // multiple + 1) * multiple - n
 
 
 def _shortfall(n: int, least: int) -> int:
