@@ -4,7 +4,7 @@ if __name__ == "kernels":
         "import visionattn.kernels, not kernels: the bare name belongs to another well-known distribution, which timm "
         "and transformers import; the folder at the root of visionattn's repository must not stand in for it")
 
-from ._dispatch import explain
+from ._dispatch import explain, referenced
 from .channel import channel_attention, channel_attention_packed
 from .depthwise import depthwise_conv
 from .halo import halo_attention, halo_attention_packed_kv
@@ -25,6 +25,7 @@ __all__ = [
     "linear_attention_packed",
     "neighborhood_attention",
     "neighborhood_attention_packed",
+    "referenced",
     "routed_attention",
     "routed_attention_packed",
     "routed_attention_packed_qk",

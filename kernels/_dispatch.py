@@ -42,6 +42,20 @@ def interpreted() -> Iterator[None]:
         _interpreting = before
 
 
+_referenced = False
+
+
+@contextlib.contextmanager
+def referenced() -> Iterator[None]:
+    """Within the block every op runs its reference, on a GPU too: what kernels are measured and checked against."""
+    global _referenced
+    before, _referenced = _referenced, True
+    try:
+        yield
+    finally:
+        _referenced = before
+
+
 @functools.cache
 def _no_triton() -> str | None:
     if torch.version.hip is not None:
@@ -75,13 +89,13 @@ def _warn_once(name: str, reason: str) -> None:
 
 def may_fuse(q: Tensor) -> bool:
     """Whether tensors where q lies may go to the fused kernels at all."""
-    return q.is_cuda or _interpreting
+    return (q.is_cuda or _interpreting) and not _referenced
 
 
 def takes_fused(op: "AttentionOp", q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> bool:
     """Whether the fused kernels run. Warns once a reason where a GPU has to run the reference."""
     device = q.device.type
-    if device == "cpu" and not _interpreting:
+    if _referenced or device == "cpu" and not _interpreting:
         return False
     reason = fused_refuses(op, q, k, v, *rest)
     if reason is not None and device != "cpu":

@@ -93,7 +93,11 @@ def test_prefixes_take_nat_and_dinat():
 
 @pytest.mark.parametrize(
     "name, said",
-    [("natten/resnet18", "'natten/resnet18': natten/ takes one of dinat_base"), ("unbiased/gna_nano", "takes one of")],
+    [
+        ("natten/resnet18", "'natten/resnet18': natten/ takes one of dinat_base"),
+        ("unbiased/gna_nano", "takes one of"),
+        ("reference/resnet18", "reference/ takes a model of visionattn's"),
+    ],
 )
 def test_other_models_are_refused_in_one_line(name, said, capsys):
     assert main(["models", "--models", name, "--device", "cpu"]) == 2

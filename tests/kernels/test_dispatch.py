@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from visionattn.kernels import _dispatch, explain, neighborhood_attention
+from visionattn.kernels import _dispatch, explain, neighborhood_attention, referenced
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,23 @@ def test_a_gpu_that_has_to_run_the_reference_warns_once_a_reason(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not _dispatch.takes_fused(op, on_gpu, None, None)
+
+
+def test_references_run_where_they_are_asked_for_and_nowhere_else(fused):
+    qkv = [torch.randn(1, 5, 5, 1, 16, device=fused, requires_grad=True) for _ in range(3)]
+
+    def is_fused():
+        return neighborhood_attention(*qkv, 3).grad_fn.name() == "NeighborhoodAttentionBackward"
+
+    assert is_fused()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with referenced():
+            assert not is_fused()  # though the call is remembered
+            with referenced():
+                pass
+            assert not is_fused()
+    assert is_fused()
 
 
 @pytest.mark.gpu

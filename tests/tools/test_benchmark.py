@@ -287,6 +287,16 @@ def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     assert "--batch is 99, but" in capsys.readouterr().err
 
 
+def test_loop_csv_has_the_loop_and_its_bare_step(tmp_path, capsys):
+    argv = ["loop", "--model", "resnet10t", "--batch", "4", "--size", "32", "--steps", "4", "--workers", "0"]
+    assert main([*argv, "--device", "cpu", "--out", str(tmp_path / "loop.csv")]) == 0
+    rows = records.read(tmp_path / "loop.csv", records.LOOP_COLUMNS)
+    assert [row["implementation"] for row in rows] == ["loop", "bare step"]
+    assert all(float(row["images_per_s"]) > 0 for row in rows)
+    assert "the loop costs " in capsys.readouterr().out
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 PLOTTED = ("kernels", "window", "halo", "routing", "channel", "linear", "varied_window", "depthwise", "models",
            "simulator")  # fmt: skip
 
@@ -301,7 +311,7 @@ def test_plot_draws_a_picture_of_each_kind(request, tmp_path):
 
 
 BAD = {
-    "no command": ([], "kernels|simulator|models|fused|data|plot|report"),
+    "no command": ([], "kernels|simulator|models|fused|loop|data|plot|report"),
     "unknown op": (["kernels", "--op", "convolution"], "neighborhood"),
     "rows of another op": (
         ["kernels", "--op", "window", "--rows", "gna", "--device", "cpu"],

@@ -17,7 +17,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rows = list(dict.fromkeys(name for groups in GROUPS.values() for name in groups))
     parser = Parser(prog="visionattn benchmark", description=__doc__.split(": ", 1)[1].strip())
-    metavar = "kernels|simulator|models|fused|data|plot|report"
+    metavar = "kernels|simulator|models|fused|loop|data|plot|report"
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=Parser)
 
     kernels = commands.add_parser("kernels", help="the kernels beside their peers and the hardware's floor")
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names for timm.create_model; a leading timm/ is for the reader, natten/ puts NATTEN's op in the place of "
         "ours in a NAT or DiNAT, which has no relative bias then, and unbiased/ leaves only the bias out; fused/ is "
-        "timm's model after visionattn.fuse",
+        "timm's model after visionattn.fuse; reference/ runs any of ours on the ops' references in PyTorch",
     )
     models.add_argument("--batch", type=positive(int), default=128, help="images a step (default: %(default)s)")
     models.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
@@ -99,14 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         default=("training", "inference"),
         help="what to measure (default: both)",
     )
-    models.add_argument(
-        "--compile",
-        nargs="?",
-        const="default",
-        choices=("default", "reduce-overhead", "max-autotune"),
-        metavar="MODE",
-        help="under torch.compile, in this mode (default without a value: default)",
-    )
+    _add_compile(models)
     models.add_argument(
         "--channels-last",
         action=argparse.BooleanOptionalAction,
@@ -127,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     fused.add_argument("--size", type=positive(int), help="height and width (default: what each model is made for)")
     fused.add_argument("--steps", type=positive(int), default=20, help="steps that are timed (default: %(default)s)")
 
+    loop = commands.add_parser("loop", help="the training loop on images in memory beside the bare step")
+    loop.add_argument("--model", default="gna_tiny", metavar="NAME", help="timm's name for it (default: %(default)s)")
+    loop.add_argument("--batch", type=positive(int), default=128, help="images a step (default: %(default)s)")
+    loop.add_argument("--size", type=positive(int), default=224, help="height and width (default: %(default)s)")
+    loop.add_argument("--steps", type=positive(int), default=100, help="steps that are timed (default: %(default)s)")
+    loop.add_argument("--workers", type=int, default=8, help="processes that load (default: %(default)s)")
+    _add_compile(loop)
+
     loading = commands.add_parser("data", help="the data path beside timm's loader: images a second")
     loading.add_argument("--root", type=Path, required=True, help="an image folder: ROOT/train/CLASS/*.jpg")
     loading.add_argument("--workers", type=positive(int), default=1, help="processes that load (default: %(default)s)")
@@ -136,9 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     loading.add_argument("--out", type=Path, metavar="CSV", help="default: benchmarks/<machine>_data.csv")
     loading.add_argument("--revision", help="code revision to note (default: git's)")
 
-    for command in (kernels, simulator, models, fused):
+    for command in (kernels, simulator, models, fused, loop):
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
-        command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
+        if command is not loop:  # it trains in what a run trains in
+            command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="(default: %(default)s)")
         command.add_argument(
             "--out",
             type=Path,
@@ -158,6 +160,17 @@ def _parser() -> argparse.ArgumentParser:
                         help="whose tables are filled (default: %(default)s)")  # fmt: skip
     report.add_argument("--no-readme", dest="readme", action="store_const", const=None, help="only draw")
     return parser
+
+
+def _add_compile(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        metavar="MODE",
+        help="under torch.compile, in this mode (default without a value: default)",
+    )
 
 
 def _say(line: str) -> None:
@@ -269,6 +282,21 @@ def _fused(args: argparse.Namespace) -> None:
     _say("\n".join(["", fused.render(rows, args.models), f"written: {path}"]))
 
 
+def _loop(args: argparse.Namespace) -> None:
+    device = _device(args.device)
+    import visionattn  # noqa: F401  registers our models with timm
+
+    from . import bare_step, models, records
+
+    models.check_names([args.model], device)
+    path = args.out or records.default_path(device, "loop")
+    kept = records.Records(path, records.LOOP_COLUMNS, records.LOOP_KEY)
+    kept.write()
+    bare_step.run(args.model, args.batch, args.size, args.compile, max(args.workers, 0), args.steps, device, kept,
+                  records.origin(device, args.revision), _say)  # fmt: skip
+    _say(f"written: {path}")
+
+
 def _data(args: argparse.Namespace) -> None:
     import torch
 
@@ -284,10 +312,10 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _plot(args: argparse.Namespace) -> None:
-    from . import plot
+    from . import plot, records
 
     found = sorted(Path("benchmarks").glob("*.csv"))
-    paths = args.csv or [path for path in found if not path.stem.endswith("_data")]  # two numbers need no picture
+    paths = args.csv or [path for path in found if not path.stem.endswith(records.UNDRAWN)]
     if not paths:
         raise UserError("no CSV file given and none in benchmarks/")
     for path in paths:
@@ -305,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         commands = {"kernels": _kernels, "simulator": _simulator, "models": _models, "fused": _fused, "data": _data}
-        (commands | {"plot": _plot, "report": _report})[args.command](args)
+        (commands | {"loop": _loop, "plot": _plot, "report": _report})[args.command](args)
     except UserError as error:
         print(f"visionattn benchmark {args.command}: error: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,7 @@
-"""Whole models, ours beside timm's (fused or not) and NATTEN's in one run: images a second, peak memory."""
+"""Whole models, ours beside timm's (fused or not), NATTEN's and their own references in one run: images a second, peak
+memory."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from visionattn.fusing import fuse
+from visionattn.kernels import referenced
 from visionattn.training.errors import UserError, first_line
 
 from . import natten_models, natten_peer
@@ -16,11 +19,12 @@ from .records import Records
 from .timing import Timing
 
 FUSED = "fused/"  # timm's model after visionattn.fuse
+REFERENCE = "reference/"  # ours on the ops' references
 
 
 def timm_name(name: str) -> str:
-    """The name without what says whose it is: ``timm/``, ``fused/`` or one of :mod:`.natten_models`."""
-    return natten_models.split(name)[1].removeprefix("timm/").removeprefix(FUSED)
+    """The name without its prefix: ``timm/``, ``fused/``, ``reference/`` or one of :mod:`.natten_models`."""
+    return natten_models.split(name)[1].removeprefix("timm/").removeprefix(FUSED).removeprefix(REFERENCE)
 
 
 def check_names(names: Sequence[str], device: torch.device) -> None:
@@ -36,6 +40,9 @@ def check_names(names: Sequence[str], device: torch.device) -> None:
             family = timm_name(name).split("_")[0]
             known = timm.list_models(f"{family}*")[:8] or timm.list_models("gna*")
             raise UserError(f"no model is named {name!r}; for example: {', '.join(known)}")
+        ours = timm.model_entrypoint(timm_name(name)).__module__.startswith("visionattn")
+        if name.startswith(REFERENCE) and not ours:
+            raise UserError(f"{name!r}: {REFERENCE} takes a model of visionattn's")
         if name.startswith(FUSED):
             report = fuse(timm.create_model(timm_name(name), device="meta"))
             if not report:
@@ -118,7 +125,8 @@ def measure_model(
         with torch.no_grad(), autocast():
             network(images)
 
-    timing, first, memory = _steps(train_step if training else infer, device, steps)
+    with referenced() if name.startswith(REFERENCE) else contextlib.nullcontext():
+        timing, first, memory = _steps(train_step if training else infer, device, steps)
     return dict(
         images_per_s=batch * 1e3 / timing.p50,
         p20_ms=timing.p20,

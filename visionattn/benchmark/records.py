@@ -94,7 +94,12 @@ SIMULATOR_COLUMNS = (
     *ORIGIN,
 )
 
+# The training loop beside its bare step.
+LOOP_KEY = ("model", "batch", "size", "dtype", "compiled", "implementation")
+LOOP_COLUMNS = (*LOOP_KEY, "images_per_s", "p20_ms", "p50_ms", "p80_ms", *ORIGIN)
+
 DATA_KEY = ("implementation", "workers", "batch", "size", "augment")
+UNDRAWN = ("_data", "_loop", "_camvid")  # files of a few numbers, which need no picture
 DATA_COLUMNS = (*DATA_KEY, "images_per_s", "images_per_s_core", "p20", "p80", *ORIGIN)
 
 

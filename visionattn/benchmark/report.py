@@ -76,7 +76,7 @@ def run(folder: Path, page: Path | None, say: Callable[[str], None]) -> None:
     found = machines(folder)
     target = folder / "figures"
     for path in sorted(folder.glob("*.csv")):
-        if path.stem.endswith("_data"):  # two numbers need no picture
+        if path.stem.endswith(records.UNDRAWN):
             continue
         try:
             say(f"drawn: {plot.draw(path, target)}")
