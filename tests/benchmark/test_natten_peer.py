@@ -1,11 +1,13 @@
 """The search through the peer's configurations, with made-up times: it must be fair to the peer and bounded in time."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from visionattn.benchmark import natten_peer
+from visionattn.benchmark.cases import Case
 from visionattn.benchmark.natten_peer import Config
 
 
@@ -60,3 +62,21 @@ def test_configuration_reads_as_text_without_spaces_in_its_tiles():
 
 def test_no_gpu_is_a_reason_not_an_error():
     assert "GPU" in natten_peer.why_not(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "taken, expected", [("natten", {"backend": "fused"}), ("fused (triton)", {}), ("reference", {})]
+)
+def test_what_is_measured_as_ours_is_never_nattens(taken, expected, monkeypatch):
+    seen = []
+
+    def explain(op, q, k, v, *args):
+        seen.append((op, tuple(q.shape), q.dtype, *args))
+        return SimpleNamespace(runs=taken)
+
+    monkeypatch.setattr(natten_peer, "explain", explain)
+    natten_peer.route.cache_clear()
+    case = Case(1, 256, 256, 24, 128, 80, 1, 16)
+    assert natten_peer.route(case, torch.bfloat16, torch.device("cpu")) == expected
+    assert seen == [("neighborhood_attention", case.shape, torch.bfloat16, 80, 1, 16)]
+    natten_peer.route.cache_clear()

@@ -4,6 +4,7 @@ NATTEN offers several backends, each with a list of forward and of backward tile
 whole map it hands over to plain attention, whose tiles are then the ones to choose.
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from visionattn.kernels import explain
+from visionattn.kernels.neighborhood import natten as guest
 
 from .cases import Case
 from .timing import Timing, measure, quick
@@ -25,6 +29,17 @@ def why_not(device: torch.device) -> str | None:
     except ImportError as error:
         return f"NATTEN is not importable ({error})"
     return None if natten.HAS_LIBNATTEN else "NATTEN was installed without its CUDA library"
+
+
+@functools.cache
+def route(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    """Arguments that keep our op on its own kernel for ``case``, which may else take NATTEN's where that is faster.
+
+    That way costs the host a little more, so cases that stay with us anyway do without.
+    """
+    x = torch.empty((), dtype=dtype, device=device).expand(case.shape)
+    found = explain("neighborhood_attention", x, x, x, case.kernel, case.dilation, case.stride)
+    return {"backend": "fused"} if found.runs == guest.NAME else {}
 
 
 @dataclass(frozen=True)

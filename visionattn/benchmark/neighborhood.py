@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionattn.kernels.neighborhood import neighborhood_attention, neighborhood_attention_packed
+from visionattn.kernels import neighborhood_attention, neighborhood_attention_packed
 
 from . import first_call, natten_peer
 from .cases import Case
@@ -37,9 +37,10 @@ def ours(case: Case, x: Inputs) -> dict[str, dict[str, Callable[[], object]]]:
     """Every form of our op: separate and packed inputs, each without and with the relative table."""
     args = (case.kernel, case.dilation, case.stride)
     q, k, v = x.separate
+    own = natten_peer.route(case, q.dtype, q.device)
     forms = {
-        "ours": (lambda: neighborhood_attention(q, k, v, *args), x.separate),
-        "ours packed": (lambda: neighborhood_attention_packed(x.packed, *args), [x.packed]),
+        "ours": (lambda: neighborhood_attention(q, k, v, *args, **own), x.separate),
+        "ours packed": (lambda: neighborhood_attention_packed(x.packed, *args, **own), [x.packed]),
         "ours bias": (lambda: neighborhood_attention(q, k, v, *args, bias=x.bias), [*x.separate, x.bias]),
         "ours packed bias": (lambda: neighborhood_attention_packed(x.packed, *args, bias=x.bias), [x.packed, x.bias]),
     }
@@ -59,7 +60,8 @@ def sdpa(x: Inputs) -> dict[str, Callable[[], object]]:
 
 def agreement(case: Case, x: Inputs, peer: natten_peer.Natten, config: natten_peer.Config) -> str:
     """How far our output and gradients lie from NATTEN's, as relative norms: both must compute the same thing."""
-    mine = neighborhood_attention(*x.separate, case.kernel, case.dilation, case.stride)
+    own = natten_peer.route(case, x.grad.dtype, x.grad.device)
+    mine = neighborhood_attention(*x.separate, case.kernel, case.dilation, case.stride, **own)
     theirs = peer.output(config)
     gradients = (torch.autograd.grad(out, x.separate, x.grad) for out in (mine, theirs))
     worst = max(difference(a, b) for a, b in zip(*gradients))

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import visionattn  # noqa: F401  registers our models with timm
 from visionattn.training.errors import UserError
 
-from . import fused, records, simulator, summary
+from . import fused, records, share, simulator, summary
 
 Rows = Sequence[dict[str, str]]
 FAMILIES = ["gna_*", "nat_*", "dinat_*", "fused_*", "biformer_*", "inline_*", "vsa_*"]
@@ -128,6 +128,39 @@ def models(path: Path) -> str:
     ]
     header = ["model", "batch", "image size", "compiled", "training, images/s (peak)", "inference, images/s (peak)"]
     return "\n".join([f"{_setting(rows[0])}.", "", markdown(header, table), "", *_picture(path)])
+
+
+def amdahl(folder: Path) -> str:
+    """Our whole models beside timm's, eager: the gain, and what Amdahl's law expects of it.
+
+    The law's numbers are those of timm's own model before and after ``fuse``: of a step, the attention's part, and what
+    remains of it with our kernels.
+    """
+    lines = []
+    for path in sorted(folder.glob("*_models.csv")):
+        shares = path.with_name(path.name.replace("_models", "_fused"))
+        if not shares.exists():
+            continue
+        spans = {row["model"]: row for row in records.read(shares, records.FUSED_COLUMNS) if row["attention_ms"]}
+        eager = {row["model"]: row for row in records.read(path, records.MODEL_COLUMNS)
+                 if row["compiled"] == "no" and row["pass"] == "training" and row["images_per_s"]}  # fmt: skip
+        for ours in (name for name in eager if name.startswith("fused_")):
+            theirs = next((name for name in eager if name.startswith(f"timm/{ours.removeprefix('fused_')}")), "")
+            before, after = spans.get(theirs), spans.get(theirs.replace("timm/", "fused/"))
+            if not (before and after):
+                continue
+            one = share.Share(float(before["device_ms"]), float(before["attention_ms"]))
+            remains = float(after["attention_ms"])
+            rates = [float(eager[name]["images_per_s"]) for name in (theirs, ours)]
+            gain, expected = rates[1] / rates[0], one.predicted(remains)
+            lines.append([f"`{ours}`", f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{gain:.2f}x",
+                          f"{one.attention_ms:.1f} of {one.all_ms:.1f} ms", f"{remains:.1f} ms", f"{expected:.2f}x",
+                          f"{gain / expected:.0%}"])  # fmt: skip
+    if not lines:
+        return ""
+    header = ["eager training", "timm, images/s", "ours", "gain", "attention in timm's step", "in ours",
+              "gain that Amdahl's law expects", "reached"]  # fmt: skip
+    return markdown(header, lines)
 
 
 def other_op(path: Path, op: str) -> str:
@@ -318,7 +351,8 @@ def fill(text: str, folder: Path) -> str:
         UserError: where a pair is missing or stands there twice, or a file is of another kind.
     """
     check(text)
-    whole = f"{_all(folder, 'models', models)}\n\n{overviews(folder, OF_MODELS)}".strip()
+    whole = [_all(folder, "models", models), amdahl(folder), overviews(folder, OF_MODELS)]
+    whole = "\n\n".join(part for part in whole if part)
     neighborhoods = folded("Neighborhood", _all(folder, "kernels", kernels))
     bodies = (sizes(folder), headlines(folder), overviews(folder), neighborhoods, other_ops(folder), whole,
               _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"),

@@ -19,6 +19,7 @@ from visionattn.simulate import Problem, Result
 from visionattn.simulate.ours import simulate_ours
 from visionattn.training.errors import first_line
 
+from . import natten_peer
 from .cases import Case
 from .neighborhood import Inputs, sdpa
 from .records import Records
@@ -41,8 +42,9 @@ def _full(case: Case) -> Case:
 
 
 def _call(case: Case, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    own = natten_peer.route(case, tensors[0].dtype, tensors[0].device)
     with torch.no_grad():
-        return neighborhood_attention(*tensors, case.kernel, case.dilation, case.stride)
+        return neighborhood_attention(*tensors, case.kernel, case.dilation, case.stride, **own)
 
 
 def _compile(case: Case, dtype: torch.dtype) -> None:
