@@ -134,13 +134,13 @@ def test_it_is_compiled_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> N
         return lambda x: calls.append(how) or function(x)
 
     monkeypatch.setattr(torch, "compile", stand_in)
-    backbone = make("gna_nano", compile=True)
+    backbone = make("gna_nano", compile=True, compile_mode="reduce-overhead")
     keys = set(backbone.state_dict())
     x = torch.randn(1, 3, 32, 32)
     backbone.eval()(x)
     assert not calls
     backbone.train()(x)
-    assert calls == [{"dynamic": False}] and set(backbone.state_dict()) == keys
+    assert calls == [{"mode": "reduce-overhead", "dynamic": False}] and set(backbone.state_dict()) == keys
 
 
 @pytest.mark.parametrize(

@@ -58,3 +58,18 @@ def test_a_checkpoint_with_smoothed_logs_is_read_and_code_is_not_run(plugin: Non
     torch.save({"w": torch.ones(2)}, tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="is not one of a segmentor; weights of a backbone go to model.backbone"):
         stack.read_checkpoint(tmp_path / "backbone.pth")
+
+
+@pytest.mark.parametrize("ignored", [None, 255, 3])
+def test_pixels_are_counted_as_mmsegmentation_counts_them(plugin: None, ignored: int | None) -> None:
+    from mmseg.models.decode_heads import decode_head
+    from mmseg.models.losses import accuracy
+
+    torch.manual_seed(0)
+    pred, target = torch.randn(2, 5, 9, 7), torch.randint(0, 5, (2, 9, 7))
+    target[:, :2] = 255 if ignored == 255 else 3
+    found = decode_head.accuracy(pred, target, ignore_index=ignored)
+    expected = accuracy(pred, target, ignore_index=ignored)
+    assert decode_head.accuracy is stack.pixel_accuracy and 5 < found < 95
+    torch.testing.assert_close(found, expected)
+    assert decode_head.accuracy(pred, torch.full_like(target, 255), ignore_index=255) == 0

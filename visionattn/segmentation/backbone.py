@@ -35,6 +35,7 @@ class VisionAttnBackbone(BaseModule):
         grad_checkpointing: recompute blocks in the backward pass instead of keeping their activations.
         compile: run the model under ``torch.compile`` while training, where sizes are fixed; evaluation, whose sizes
             vary, does without.
+        compile_mode: that of ``torch.compile``.
         kwargs: further arguments of ``timm.create_model``.
 
     Shapes: [B, 3, H, W] -> maps [B, C, H', W'], fine to coarse; H and W may be any that the model takes (those of this
@@ -55,6 +56,7 @@ class VisionAttnBackbone(BaseModule):
         out_indices: tuple[int, ...] | None = None,
         grad_checkpointing: bool = False,
         compile: bool = False,
+        compile_mode: str = "default",
         kwargs: dict[str, Any] | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -74,7 +76,7 @@ class VisionAttnBackbone(BaseModule):
                 raise UserError(f"backbone.grad_checkpointing is True, but {name} does not support it")
             self.features.set_grad_checkpointing(True)
         self._freeze(frozen_stages)
-        self._wants_compile, self._compiled = compile, None
+        self._wants_compile, self.compile_mode, self._compiled = compile, compile_mode, None
 
     def _freeze(self, stages: int) -> None:
         self.frozen: list[nn.Module] = []
@@ -130,5 +132,5 @@ class VisionAttnBackbone(BaseModule):
         if not (self._wants_compile and self.training):
             return self.features
         if self._compiled is None:
-            self._compiled = torch.compile(self.features.forward, dynamic=False)
+            self._compiled = torch.compile(self.features.forward, mode=self.compile_mode, dynamic=False)
         return self._compiled

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="auto is what the config says, but bf16 on a GPU (default: %(default)s)")  # fmt: skip
-    add("--compile", action="store_true", help="train the backbone under torch.compile")
+    add("--compile", nargs="?", const="default", choices=("default", "reduce-overhead"), metavar="MODE",
+        help="train the backbone under torch.compile; reduce-overhead replays CUDA graphs, for CPUs that are slower "
+        "than the GPU (default without a value: default)")  # fmt: skip
     add("--threads", type=positive(int), metavar="N", help="CPU threads (default: PyTorch's)")
     add("--pictures", type=int, default=6, metavar="N", help="validation pictures drawn at the end (default: 6)")
     return parser
@@ -122,6 +124,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
             found = runner.test()
     finally:
         stop.give_back()
+        _end_workers(runner)
     if runner.rank == 0:
         _finish(runner, found, folder, args, time.perf_counter() - begun)
     return found
@@ -140,6 +143,14 @@ def _finish(runner: Any, found: dict[str, float], folder: Path, args: argparse.N
         draw_predictions(model, loader.dataset, args.pictures, folder / PICTURES)
         said += f", pictures {folder / PICTURES}"
     print(f"done in {seconds:.0f} s: {said}")
+
+
+def _end_workers(runner: Any) -> None:
+    """Workers that outlive the loops would be waited for, 5 s each, when the process ends."""
+    for name in ("_train_loop", "_val_loop", "_test_loop"):
+        loader = getattr(getattr(runner, name, None), "dataloader", None)
+        if loader is not None:
+            loader._iterator = None  # persistent workers end with what iterates over them
 
 
 def _set_data_root(config: Any, root: str) -> None:
@@ -161,7 +172,7 @@ def _set_device(config: Any, args: argparse.Namespace) -> None:
         precision = args.precision if args.precision != "auto" else "bf16"
         config.model.precision = precision
     if args.compile:
-        config.model.backbone.compile = True
+        config.model.backbone.compile, config.model.backbone.compile_mode = True, args.compile
 
 
 def _places(args: argparse.Namespace) -> tuple[Path, str | None, bool]:

@@ -44,7 +44,7 @@ test_dataloader = val_dataloader
 train_cfg = dict(type="StatelessLoop", max_iters=max_iters, val_interval=1000)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=5.0),
     constructor="LayerDecayConstructor",
     paramwise_cfg=dict(layer_decay=1.0),
