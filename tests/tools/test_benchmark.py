@@ -271,6 +271,16 @@ def test_models_csv_has_training_and_inference_of_ours_and_timms(models_csv):
     assert all(float(row["images_per_s"]) > 0 and float(row["parameters_m"]) > 1 and not row["note"] for row in rows)
 
 
+def test_models_compiled_side_by_side_are_the_same_models(models_csv, tmp_path):
+    argv = ["models", "--models", "gna_nano", "reference/gna_nano", "--device", "cpu", "--dtype", "float32"]
+    argv += ["--batch", "2", "--size", "32", "--steps", "1", "--passes", "inference", "--jobs", "2"]
+    assert main([*argv, "--out", str(tmp_path / "m.csv")]) == 0
+    rows = records.read(tmp_path / "m.csv", records.MODEL_COLUMNS)
+    assert [row["model"] for row in rows] == ["gna_nano", "reference/gna_nano"]
+    assert all(float(row["images_per_s"]) > 0 and not row["note"] for row in rows)
+    assert rows[0]["parameters_m"] == lines(models_csv)[0]["parameters_m"]
+
+
 def test_data_csv_has_our_rate_and_timms(tmp_path, capsys):
     images = Shapes("train", 16, 40)
     for i in range(len(images)):

@@ -107,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
         help="memory format of the images and the weights (default: channels last)",
     )
 
+    models.add_argument("--jobs", type=positive(int), default=1, metavar="N",
+                        help="compile so many at once, in processes of their own; what is timed is alone on the device "
+                        "(default: %(default)s)")  # fmt: skip
+
     fused = commands.add_parser(
         "fused", help="training of timm's models before and after visionattn.fuse, and attention's share of it"
     )
@@ -258,6 +262,7 @@ def _models(args: argparse.Namespace) -> None:
         args.steps,
         args.passes,
         records.origin(device, args.revision),
+        args.jobs,
         _say,
     )
     _say(f"written: {path}")

@@ -14,8 +14,9 @@ from visionattn.fusing import fuse
 from visionattn.kernels import referenced
 from visionattn.training.errors import UserError, first_line
 
-from . import natten_models, natten_peer
+from . import natten_models, natten_peer, side_by_side
 from .records import Records
+from .side_by_side import Turns
 from .timing import Timing
 
 FUSED = "fused/"  # timm's model after visionattn.fuse
@@ -49,7 +50,9 @@ def check_names(names: Sequence[str], device: torch.device) -> None:
                 raise UserError(f"{name!r}: {str(report).replace(chr(10), ';')}")
 
 
-def _steps(fn: Callable[[], object], device: torch.device, steps: int) -> tuple[Timing, float, float | None]:
+def _steps(
+    fn: Callable[[], object], device: torch.device, steps: int, turns: Turns
+) -> tuple[Timing, float, float | None]:
     """Percentiles of a step in ms over ``steps`` after a warm-up, seconds of the first call, peak memory in GiB."""
     on_gpu = device.type == "cuda"
 
@@ -62,22 +65,24 @@ def _steps(fn: Callable[[], object], device: torch.device, steps: int) -> tuple[
     fn()
     synchronize()
     first = time.perf_counter() - start
-    for _ in range(max(1, steps // 4)):
-        fn()
-    synchronize()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()  # of what is reserved: CUDA graphs' pools are not counted as allocated
-    # Steps are timed in groups without a wait between them, as a training loop runs them.
-    group = max(1, steps // 5)
-    times = []
-    for _ in range(5 if steps >= 5 else steps):
-        start = time.perf_counter()
-        for _ in range(group):
+    with turns.timing():
+        for _ in range(max(1, steps // 4)):
             fn()
         synchronize()
-        times.append((time.perf_counter() - start) * 1e3 / group)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()  # of what is reserved: CUDA graphs' pools do not count as allocated
+        # Steps are timed in groups without a wait between them, as a training loop runs them.
+        group = max(1, steps // 5)
+        times = []
+        for _ in range(5 if steps >= 5 else steps):
+            start = time.perf_counter()
+            for _ in range(group):
+                fn()
+            synchronize()
+            times.append((time.perf_counter() - start) * 1e3 / group)
+        memory = torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None
     cuts = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-    return Timing(*cuts.tolist()), first, torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None
+    return Timing(*cuts.tolist()), first, memory
 
 
 def measure_model(
@@ -90,12 +95,14 @@ def measure_model(
     channels_last: bool,
     steps: int,
     training: bool,
+    turns: Turns | None = None,
 ) -> dict[str, object]:
     """One pass of one model as the columns of a record.
 
     Training is forward, cross-entropy, backward and a fused AdamW step; both passes run under autocast to ``dtype``
-    (none for float32) with a batch that is already on the device.
+    (none for float32) with a batch that is already on the device. ``turns`` says when it has the device for itself.
     """
+    turns = turns or Turns()
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = build(name, size).to(device=device, memory_format=layout).train(training)
@@ -103,7 +110,8 @@ def measure_model(
     images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
     note = None
     if name.startswith(natten_models.NATTEN):
-        note = natten_models.tune(model, images, dtype, training)
+        with turns.searching():
+            note = natten_models.tune(model, images, dtype, training)
     labels = torch.randint(1000, (batch,), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) if training else None
     # Dynamo keeps what it compiled; the next model starts without it.
@@ -126,7 +134,7 @@ def measure_model(
             network(images)
 
     with referenced() if name.startswith(REFERENCE) else contextlib.nullcontext():
-        timing, first, memory = _steps(train_step if training else infer, device, steps)
+        timing, first, memory = _steps(train_step if training else infer, device, steps, turns)
     return dict(
         images_per_s=batch * 1e3 / timing.p50,
         p20_ms=timing.p20,
@@ -172,36 +180,47 @@ def run(
     steps: int,
     passes: Sequence[str],
     origin: dict[str, str],
+    jobs: int,
     say: Callable[[str], None],
 ) -> None:
-    """Measures every model's ``training`` and ``inference`` and writes the records after each."""
+    """Measures every model's ``training`` and ``inference`` and writes the records after each.
+
+    ``jobs`` of them compile at once where it is more than one, each in a process of its own; what is timed is alone.
+    """
     check_names(names, device)
-    for name in names:
-        for one in passes:
-            fixed = dict(
-                model=name,
-                batch=batch,
-                size=size,
-                dtype=str(dtype).removeprefix("torch."),
-                compiled=compiled or "no",
-                channels_last=channels_last,
-                **origin,
-                **{"pass": one},
-            )
-            try:
-                values = measure_model(
-                    name, batch, size, device, dtype, compiled, channels_last, steps, one == "training"
-                )
-            except (UserError, KeyboardInterrupt):
-                raise
-            except Exception as error:  # the other models of a long run must not be lost
-                values = dict(note=f"{type(error).__name__}: {first_line(error)[:120]}")
-            row = records.add(**fixed, **values)
-            records.write()
-            gc.collect()  # the next model's peak is its own
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            figures = f"{row['images_per_s']} images/s, {row['peak_gib'] or '-'} GiB"
-            figures += f", first call {row['first_call_s']} s"
-            said = ", ".join(part for part in (figures if row["images_per_s"] else "", row["note"]) if part)
-            say(f"{name} {one}{f' compiled ({compiled})' if compiled else ''}: {said}")
+    wanted = [(name, batch, size, device, dtype, compiled, channels_last, steps, one == "training")
+              for name in names for one in passes]  # fmt: skip
+    for job, values in side_by_side.run(_measure, wanted, jobs) if jobs > 1 else ((x, _measure(*x)) for x in wanted):
+        name, one = job[0], "training" if job[-1] else "inference"
+        row = records.add(
+            model=name,
+            batch=batch,
+            size=size,
+            dtype=str(dtype).removeprefix("torch."),
+            compiled=compiled or "no",
+            channels_last=channels_last,
+            **origin,
+            **{"pass": one},
+            **values,
+        )
+        records.write()
+        figures = f"{row['images_per_s']} images/s, {row['peak_gib'] or '-'} GiB"
+        figures += f", first call {row['first_call_s']} s"
+        said = ", ".join(part for part in (figures if row["images_per_s"] else "", row["note"]) if part)
+        say(f"{name} {one}{f' compiled ({compiled})' if compiled else ''}: {said}")
+
+
+def _measure(name: str, *args: object) -> dict[str, object]:
+    """As :func:`measure_model`; what fails is a note, so that the other models of a long run are not lost."""
+    import visionattn  # noqa: F401  registers our models, in a new process too
+
+    try:
+        return measure_model(name, *args)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        return dict(note=f"{type(error).__name__}: {first_line(error)[:120]}")
+    finally:
+        gc.collect()  # the next model's peak is its own
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
