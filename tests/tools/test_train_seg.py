@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a finished run of six iterations on pictures of odd sizes, and what it printed last."""
     folder, said = tmp_path_factory.mktemp("seg") / "run", io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert train("--run-dir", folder, "--pictures", 3) == 0
+        assert train("--run-dir", folder, "--pictures", 3, "--results", folder.parent / "a_camvid.csv") == 0
     return folder, said.getvalue()
 
 
@@ -80,6 +80,19 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
     for part in ("state_dict", "optimizer", "param_schedulers"):
         assert equal_bits(one[part], two[part]), part
     assert classes(half) == pytest.approx(classes(trained[0]), nan_ok=True)
+
+
+def test_a_line_of_results_says_what_was_run_and_what_came_out(trained: tuple[Path, str]) -> None:
+    from visionattn.benchmark.readme import camvid
+
+    path = trained[0].parent / "a_camvid.csv"
+    with path.open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["config"], row["seed"], row["iterations"]) == ("upernet_gna_nano_shapes", "0", "6")
+    assert (row["compiled"], row["precision"], row["memory_mib"]) == ("no", "fp32", "")
+    assert float(row["miou"]) == pytest.approx(np.nanmean(list(classes(trained[0]).values())), abs=0.02)
+    assert 0 < float(row["data_ms"]) < float(row["ms_per_iteration"]) < 1e3 * float(row["wall_s"])
+    assert "| `upernet_gna_nano_shapes` | no | 1 |" in camvid(path)
 
 
 @pytest.mark.gpu
@@ -214,6 +227,7 @@ MISTAKES = {
     "segmentor that is not there": (["--load", "s.pth"], (), "checkpoint s.pth does not exist"),
     "nothing to evaluate": (["--eval", "."], (), ". holds no checkpoint (iter_N.pth)"),
     "nothing to resume": (["--resume", "x.pth"], (), "checkpoint x.pth does not exist"),
+    "results of no training": (["--eval", "x", "--results", "r.csv"], (), "--results is of training runs"),
     "two beginnings": (["--resume", "auto", "--load", "x"], (), "give one of --resume, --load and --eval"),
     "batch larger than the data": ([], ("train_dataloader.batch_size=64",), "is 64, but the training set has"),
 }  # fmt: skip

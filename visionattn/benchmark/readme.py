@@ -303,16 +303,16 @@ def camvid(path: Path) -> str:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = []
-    for config in dict.fromkeys(row["config"] for row in rows):
-        mine = [row for row in rows if row["config"] == config]
+    for config, compiled in dict.fromkeys((row["config"], row["compiled"]) for row in rows):
+        mine = [row for row in rows if (row["config"], row["compiled"]) == (config, compiled)]
         found = [float(row["miou"]) for row in mine]
         spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
         time = statistics.median(float(row["ms_per_iteration"]) for row in mine)
-        memory = max(float(row["memory_mib"]) for row in mine) / 1024
+        memory = max(float(row["memory_mib"] or 0) for row in mine) / 1024
         steps = statistics.median(int(row["iterations"]) for row in mine)
         figures = [f"{statistics.fmean(found):.1f}{spread}", f"{steps:.0f}", f"{time:.0f}", f"{memory:.1f}"]
-        lines.append([f"`{config}`", str(len(mine)), *figures])
-    header = ["backbone", "seeds", "validation mIoU, %", "iterations", "ms an iteration", "GiB"]
+        lines.append([f"`{config}`", compiled, str(len(mine)), *figures])
+    header = ["config", "compiled", "seeds", "validation mIoU, %", "iterations", "ms an iteration", "GiB"]
     first = rows[0]
     longest = max(int(row["wall_s"]) for row in rows) / 60
     setting = f"{first['device']}, {first['precision']}, torch {first['torch']}, at most {longest:.1f} minutes each"
@@ -355,7 +355,7 @@ def fill(text: str, folder: Path) -> str:
     whole = "\n\n".join(part for part in whole if part)
     neighborhoods = folded("Neighborhood", _all(folder, "kernels", kernels))
     bodies = (sizes(folder), headlines(folder), overviews(folder), neighborhoods, other_ops(folder), whole,
-              _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg"),
+              _all(folder, "simulator", simulated), _all(folder, "camvid", camvid, "train-seg --results"),
               _all(folder, "fused", fused.section))  # fmt: skip
     for name, body in zip(PLACES, bodies, strict=True):
         text = _place(name).sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)

@@ -33,8 +33,8 @@ class VisionAttnBackbone(BaseModule):
             never in a checkpoint of a classifier.
         out_indices: which maps of the model, negative from the end; None for the last four.
         grad_checkpointing: recompute blocks in the backward pass instead of keeping their activations.
-        compile: run the model under ``torch.compile`` while training, where sizes are fixed; evaluation, whose sizes
-            vary, does without.
+        compile: run the model, and the heads of a :class:`.segmentor.Segmentor`, under ``torch.compile`` while
+            training, where sizes are fixed; evaluation, whose sizes vary, does without.
         compile_mode: that of ``torch.compile``.
         kwargs: further arguments of ``timm.create_model``.
 
@@ -76,7 +76,7 @@ class VisionAttnBackbone(BaseModule):
                 raise UserError(f"backbone.grad_checkpointing is True, but {name} does not support it")
             self.features.set_grad_checkpointing(True)
         self._freeze(frozen_stages)
-        self._wants_compile, self.compile_mode, self._compiled = compile, compile_mode, None
+        self.compiles, self.compile_mode, self._compiled = compile, compile_mode, None
 
     def _freeze(self, stages: int) -> None:
         self.frozen: list[nn.Module] = []
@@ -129,7 +129,7 @@ class VisionAttnBackbone(BaseModule):
         return tuple(norm(value) for norm, value in zip(self.norms, maps))
 
     def _run(self) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-        if not (self._wants_compile and self.training):
+        if not (self.compiles and self.training):
             return self.features
         if self._compiled is None:
             self._compiled = torch.compile(self.features.forward, mode=self.compile_mode, dynamic=False)

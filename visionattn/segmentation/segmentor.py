@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
+from torch import nn
 
 from visionattn.training.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
+
+
+def _compiled_in_training(head: nn.Module, mode: str) -> Callable[[Any], torch.Tensor]:
+    """The head's forward, under ``torch.compile`` while it trains: its many small kernels keep a GPU waiting."""
+    plain, compiled = head.forward, None
+
+    def forward(inputs: Any) -> torch.Tensor:
+        nonlocal compiled
+        if not head.training:
+            return plain(inputs)
+        if compiled is None:
+            compiled = torch.compile(plain, mode=mode, dynamic=False)
+        return compiled(inputs)
+
+    return forward
 
 
 @MODELS.register_module()
@@ -33,6 +50,10 @@ class Segmentor(EncoderDecoder):
             raise UserError(f"model.precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
         super().__init__(**kwargs)
         self.precision = precision
+        if getattr(self.backbone, "compiles", False):
+            for head in filter(None, (self.decode_head, getattr(self, "auxiliary_head", None))):
+                for one in head if isinstance(head, nn.ModuleList) else [head]:
+                    one.forward = _compiled_in_training(one, self.backbone.compile_mode)
 
     def forward(self, inputs: torch.Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """As in mmsegmentation: losses, predictions or logits, depending on the mode."""

@@ -73,8 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="auto is what the config says, but bf16 on a GPU (default: %(default)s)")  # fmt: skip
     add("--compile", nargs="?", const="default", choices=("default", "reduce-overhead"), metavar="MODE",
-        help="train the backbone under torch.compile; reduce-overhead replays CUDA graphs, for CPUs that are slower "
-        "than the GPU (default without a value: default)")  # fmt: skip
+        help="train backbone and heads under torch.compile; reduce-overhead replays CUDA graphs, for CPUs that are "
+        "slower than the GPU (default without a value: default)")  # fmt: skip
+    add("--results", type=Path, metavar="CSV",
+        help="add a line to this file: accuracy, time of an iteration, memory, versions")  # fmt: skip
     add("--threads", type=positive(int), metavar="N", help="CPU threads (default: PyTorch's)")
     add("--pictures", type=int, default=6, metavar="N", help="validation pictures drawn at the end (default: 6)")
     return parser
@@ -90,9 +92,12 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         UserError: for a mistake in the options, the config, the data or a checkpoint.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
+    from . import results
     from .options import override, read_config
     from .runner import StopCleanly
 
+    if args.results and args.eval:
+        raise UserError("--results is of training runs; --eval trains nothing")
     config = read_config(args.config)
     settings = list(args.settings)
     if args.iterations is not None:
@@ -111,6 +116,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     _quiet()
+    kept = results.opened(args.results) if args.results else None
     begun = time.perf_counter()
     runner = _build(config, train=args.eval is None)
     stop = StopCleanly()
@@ -126,6 +132,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         stop.give_back()
         _end_workers(runner)
     if runner.rank == 0:
+        if kept is not None:
+            results.keep(kept, runner, args.config.stem, found, time.perf_counter() - begun)
         _finish(runner, found, folder, args, time.perf_counter() - begun)
     return found
 
