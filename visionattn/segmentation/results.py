@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from visionattn.benchmark import records
+from visionattn.training import records
 
 KEY = ("config", "seed", "iterations", "compiled", "precision", "device")
 COLUMNS = (*KEY, "miou", "pixel_accuracy", "ms_per_iteration", "data_ms", "memory_mib", "wall_s", "torch", "triton",
