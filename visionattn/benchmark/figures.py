@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import summary
+from . import lineup, summary
 from .plot import STYLES, new_figure, save
 from .summary import Table
 
@@ -122,10 +122,6 @@ def draw_floor(machine: Machine, target: Path) -> None:
             "floor: unavoidable bytes or products", "times the floor (logarithmic; left is better)")  # fmt: skip
 
 
-def _color(model: str) -> str:
-    return STYLES["natten" if model.startswith(("timm/", "natten/")) else "ours"][0]
-
-
 def draw_throughput(machine: Machine, target: Path) -> None:
     """Images a second against parameters, a panel a pass, a point a model, for the commonest batch and size.
 
@@ -137,27 +133,35 @@ def draw_throughput(machine: Machine, target: Path) -> None:
         raise Nothing("no whole model was measured: visionattn benchmark models --models ...")
     keys = [(row["batch"], row["size"], row["dtype"]) for row in rows]
     common = max(dict.fromkeys(keys), key=keys.count)
-    rows = [row for row, key in zip(rows, keys) if key == common]
+    rows = lineup.fastest(row for row, key in zip(rows, keys) if key == common)
+    rows = [row for row in rows if not row["model"].startswith(("reference/", "natten/", "unbiased/"))]
     passes = [name for name in ("training", "inference") if any(row["pass"] == name for row in rows)]
-    figure, axes = new_figure(11, 4.6, len(passes), share=False)
+    if not passes:
+        raise Nothing("no model was measured as it comes: visionattn benchmark models --models ...")
+    figure, axes = new_figure(11, 5.4, len(passes), share=False)
     for axis, name in zip(axes.flat, passes):
         mine = [row for row in rows if row["pass"] == name]
-        for row in mine:
-            x, y = float(row["parameters_m"]), float(row["images_per_s"])
-            eager = row["compiled"] == "no"
-            axis.plot(x, y, "o", color=_color(row["model"]), mfc="none" if eager else _color(row["model"]), ms=7)
-            other = row["model"].startswith(("timm/", "natten/"))  # to the left: the same sizes lie close together
-            name_of = row["model"].replace("_patch4_window7_224", "")
-            axis.annotate(name_of, (x, y), (-7, 5) if other else (7, -9), textcoords="offset points", fontsize=7.5,
-                          ha="right" if other else "left")  # fmt: skip
+        sizes, rates = ([float(row[column]) for row in mine] for column in ("parameters_m", "images_per_s"))
+        for other in (False, True):  # to the left: the same sizes lie close together
+            chosen = [i for i, row in enumerate(mine) if lineup.is_peer(row["model"]) == other]
+            heights = lineup.spread([rates[i] for i in chosen], 0.042 * max(rates))
+            color = STYLES["natten" if other else "ours"][0]
+            edge = min(sizes) - 0.6 if other else max(sizes) + 0.6
+            for i, height in zip(chosen, heights):
+                eager = mine[i]["compiled"] == "no"
+                axis.plot(sizes[i], rates[i], "o", color=color, mfc="none" if eager else color, ms=7, zorder=3)
+                axis.annotate(mine[i]["model"].replace("_patch4_window7_224", ""), (sizes[i], rates[i]), (edge, height),
+                              fontsize=7.5, ha="right" if other else "left", va="center", textcoords="data",
+                              arrowprops=dict(arrowstyle="-", color=color, lw=0.5, alpha=0.5))  # fmt: skip
+        room = 0.75 * (max(sizes) - min(sizes)) + 3
         axis.set(title=name, xlabel="parameters, M", ylabel="images a second")
-        axis.set_xlim(0, 1.3 * max(float(row["parameters_m"]) for row in mine))
-        axis.set_ylim(0, 1.2 * max(float(row["images_per_s"]) for row in mine))
+        axis.set_xlim(max(0, min(sizes) - room), max(sizes) + room)
+        axis.set_ylim(0, 1.2 * max(rates))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     batch, size, _ = common
-    figure.suptitle(f"Throughput against parameters, batch {batch}, {size}x{size}: visionattn blue, others orange; "
-                    f"filled: compiled\n{machine.gpu}", fontsize=10.5)  # fmt: skip
+    figure.suptitle(f"Throughput against parameters, batch {batch}, {size}x{size}, each model's fastest mode: "
+                    f"visionattn blue, others orange; filled: compiled\n{machine.gpu}", fontsize=10.5)  # fmt: skip
     save(figure, target)
 
 
@@ -184,7 +188,7 @@ def draw_memory(machine: Machine, target: Path) -> None:
         for (*which, _), points in ((key, points) for key, points in lines.items() if key[3] == name):
             place = names.index(tuple(which))
             label = f"{which[0]}, batch {which[1]}" + ("" if which[2] == "no" else ", compiled")
-            style = "--" if which[0].startswith(("timm/", "natten/")) else "-"
+            style = "--" if lineup.is_peer(which[0]) else "-"
             axis.plot(*zip(*points), style, marker="o", ms=4.5, color=colors[place % len(colors)], label=label)
         sides = sorted({side for key, points in lines.items() if key[3] == name for side, _ in points})
         axis.set(title=name, xlabel="side of the image, pixels", xscale="log", yscale="log")

@@ -7,7 +7,7 @@ import matplotlib
 
 from visionattn.training.errors import UserError
 
-from . import records, simulator, summary
+from . import lineup, records, simulator, summary
 
 # Colour-blind safe, and the same for an implementation in every picture.
 STYLES = {
@@ -83,36 +83,37 @@ def draw_kernels(rows: Sequence[Mapping[str, str]], target: Path) -> None:
 
 
 def draw_models(rows: Sequence[Mapping[str, str]], target: Path) -> None:
-    """A panel for training and one for inference, a bar a model: images a second."""
-    passes = [name for name in ("training", "inference") if any(r["pass"] == name and r["images_per_s"] for r in rows)]
+    """A panel for training and one for inference, a bar a model in its fastest mode: images a second."""
+    rows = lineup.grouped(lineup.fastest(rows), by_mode=False)
+    passes = [name for name in ("training", "inference") if any(row["pass"] == name for row in rows)]
     if not passes:
         raise UserError(f"nothing to draw for {target}: no line has a throughput")
 
     def label(row: Mapping[str, str]) -> str:
-        compiled = "" if row["compiled"] == "no" else f" compiled ({row['compiled']})"
-        return f"{row['model']}\nB{row['batch']} {row['size']}x{row['size']}{compiled}"
+        return f"{row['model'].replace('_patch4_window7_224', '')}, B{row['batch']} {row['size']}x{row['size']}"
 
     labels = list(dict.fromkeys(label(row) for row in rows))
-    figure, axes = new_figure(12, 1.4 + 0.6 * len(labels), len(passes))
+    figure, axes = new_figure(12, 1.5 + 0.32 * len(labels), len(passes))
     for axis, name in zip(axes[0], passes):
-        found = {label(row): row for row in rows if row["pass"] == name and row["images_per_s"]}
+        found = {label(row): row for row in rows if row["pass"] == name}
         for place, key in enumerate(labels):
             if key in found:
                 row = found[key]
                 rate = float(row["images_per_s"])
-                color = STYLES["natten" if row["model"].startswith(("timm/", "natten/")) else "ours"][0]
-                axis.barh(place, rate, 0.62, color=color)
+                axis.barh(place, rate, 0.7, color=STYLES["natten" if lineup.is_peer(row["model"]) else "ours"][0])
                 memory = f"  {float(row['peak_gib']):.1f} GiB" if row["peak_gib"] else ""
-                text = f"{rate:,.0f}{memory}"
-                axis.annotate(text, (rate, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.margins(x=0.28)
+                text = f"{rate:,.0f}{memory}  {'eager' if row['compiled'] == 'no' else row['compiled']}"
+                axis.annotate(text, (rate, place), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+        axis.margins(x=0.45)
+        axis.set_ylim(-0.6, len(labels) - 0.4)
         axis.set_title(name)
-        axis.set_xlabel("images per second, peak memory beside the bar")
+        axis.set_xlabel("images a second")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_yticks(range(len(labels)), labels, fontsize=8.5)
+    axes[0][0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0][0].invert_yaxis()
     one = rows[0]
-    figure.suptitle(f"Whole models, {one['dtype']}, {one['gpu']}, torch {one['torch']}", fontsize=12)
+    figure.suptitle(f"Whole models in their fastest mode of torch.compile, with their peak memory\n"
+                    f"{one['gpu']}, {one['dtype']}, torch {one['torch']}", fontsize=11)  # fmt: skip
     save(figure, target)
 
 

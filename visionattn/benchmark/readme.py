@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import visionattn  # noqa: F401  registers our models with timm
 from visionattn.training.errors import UserError
 
-from . import fused, records, share, simulator, summary
+from . import fused, lineup, records, share, simulator, summary
 
 Rows = Sequence[dict[str, str]]
 FAMILIES = ["gna_*", "nat_*", "dinat_*", "fused_*", "biformer_*", "inline_*", "vsa_*"]
@@ -102,7 +102,7 @@ def _picture(path: Path) -> list[str]:
 
 def models(path: Path) -> str:
     """One machine's results of whole models: setting, table, picture."""
-    rows = [row for row in records.read(path, records.MODEL_COLUMNS) if row["images_per_s"]]
+    rows = lineup.grouped(row for row in records.read(path, records.MODEL_COLUMNS) if row["images_per_s"])
     lines: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
         key = tuple(row[column] for column in ("model", "batch", "size", "compiled", "dtype"))
