@@ -1,6 +1,8 @@
 """What all tests share: skips that say why, and Triton's interpreter where there is no GPU."""
 import importlib.util
 import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -164,3 +166,19 @@ def fresh_compiler() -> Iterator[None]:
     with config.patch(force_disable_caches=True):
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def ends_when_done() -> Callable[[subprocess.Popen], None]:
+    """Checks that a tool's process leaves when it says that it is done: loaders' workers that pin memory must not be
+    waited for, five seconds each."""
+
+    def check(process: subprocess.Popen) -> None:
+        for line in process.stdout:
+            if line.startswith("done in"):
+                break
+        done = time.perf_counter()
+        process.communicate(timeout=100)
+        assert process.returncode == 0 and time.perf_counter() - done < 5
+
+    return check

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -256,15 +257,9 @@ def test_a_signal_saves_and_leaves_with_its_exit_code(tmp_path: Path, number: in
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_ends_when_it_is_done(tmp_path: Path) -> None:
-    """Loaders' workers that pin memory must not be waited for, five seconds each."""
+def test_a_run_on_a_gpu_ends_when_it_is_done(tmp_path: Path, ends_when_done: Callable) -> None:
     process = start("--run.dir", "run", "--data.workers", 8, "--run.device", "cuda", cwd=tmp_path)
-    for line in process.stdout:
-        if line.startswith("done in"):
-            break
-    done = time.perf_counter()
-    process.communicate(timeout=60)
-    assert process.returncode == 0 and time.perf_counter() - done < 5
+    ends_when_done(process)
 
 
 def test_the_console_script_helps_and_knows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
