@@ -37,7 +37,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_kernels_give_timms_outputs_and_gradients(name, outcome, same, brisk_interpreter):
+def test_the_kernels_give_timms_outputs_and_gradients(name, outcome, same, interpreter):
     build, shape = MODULES[name]
     module, x = build().eval(), torch.randn(shape)
     with torch.no_grad():

@@ -276,7 +276,7 @@ def no_recordings() -> None:
 
 
 @pytest.fixture
-def fused(device: str, brisk_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def fused(device: str, interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The device on which the fused kernels run: the GPU, or else the CPU under Triton's interpreter."""
     if device == "cuda":
         yield device
