@@ -7,7 +7,7 @@ that compilers can plan around them. Each form of an op (q, k, v apart, or packe
 itself and gets one gradient tensor for each tensor it takes, the kernels writing straight into views of it.
 """
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,12 +76,24 @@ def lse_shape(q: Tensor) -> tuple[int, ...]:
     return (batch, heads, height, width, 2) if q.dtype == torch.float32 else (batch, heads, height, width)
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nothing watches or stands in for these tensors, so that an operator's kernel may be called directly."""
-    for tensor in tensors:
-        if tensor is not None and (type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type == "meta"):
+    for x in tensors:
+        if x is not None and (type(x) not in _PLAIN or x.is_meta):
             return False
     return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _differentiable(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a graph is made of what is done with these tensors."""
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def _on_device(function: Callable, q: Tensor, *args: Any) -> Any:
@@ -147,37 +159,39 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     forward_tapes, backward_tapes = _tape.Tapes(forward), _tape.Tapes(backward)
 
     def remembered_forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return forward_tapes.run(forward_tapes.key(args[:m], args[m:]), args[:m], args[m:])
-
-    def remembered_gradients(*args: Any) -> tuple[Tensor | None, ...]:
-        return backward_tapes.run(backward_tapes.key(args[:m + 3], args[m + 3:]), args[:m + 3], args[m + 3:])
+        return forward_tapes.run(args[:m], args[m:])
 
     def remembered_backward(*args: Any) -> Any:
-        return returned(args[0], remembered_gradients(*args))
+        return returned(args[0], backward_tapes.run(args[:m + 3], args[m + 3:]))
 
     # Autograd on a GPU.
 
-    def attend(ctx: Any, key: tuple | None, *args: Any) -> Tensor:
-        out, lse = forward_operator(*args) if key is None else forward_tapes.run(key, args[:m], args[m:])
-        ctx.save_for_backward(*args[:m], out, lse)
-        ctx.parameters = args[m:]
+    def attend(ctx: Any, kind: _tape.Kind | None, *args: Any) -> Tensor:
+        tensors, parameters = args[:m], args[m:]
+        out, lse = forward_operator(*args) if kind is None else kind.run(tensors, parameters)
+        ctx.save_for_backward(*tensors, out, lse)
+        ctx.kind, ctx.parameters = kind, parameters
         return out
 
     def differentiate(ctx: Any, grad_out: Tensor) -> tuple:
-        *given, out, lse = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:]
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:m + 1]
         if torch.is_grad_enabled():          # a graph of the gradient is asked for: the reference has one of any order
+            given = saved[:m]
             with torch.autocast(grad_out.device.type, enabled=False):
                 again = op.reference(*form.split(*given[:n]), *given[n:], *op.prepare(*ctx.parameters))
             found = iter(torch.autograd.grad(again, [x for x, need in zip(given, needs) if need], grad_out,
                                              create_graph=True))
-            grads = [next(found) if need else None for need in needs[:m]]
+            grads = [next(found) if need else None for need in needs]
         else:
-            run = remembered_gradients if _plain(grad_out) else backward_operator
-            grads = run(grad_out, *given, out, lse, *ctx.parameters, list(needs[n:m]))
-            grads = grads if isinstance(grads, tuple) else (grads,)
+            wanted = needs[n:]
+            if ctx.kind is not None and _plain((grad_out,)):
+                kind = ctx.kind.backward(backward, grad_out, saved, wanted)
+                grads = kind.run((grad_out, *saved), (*ctx.parameters, wanted))
+            else:
+                grads = backward_operator(grad_out, *saved, *ctx.parameters, list(wanted))
+                grads = grads if isinstance(grads, tuple) else (grads,)
             grads = [x if need else None for x, need in zip(grads, needs)]
-        return (None, *grads, *(None for _ in ctx.parameters))
+        return (None, *grads, *[None] * len(ctx.parameters))
 
     title = "".join(part.capitalize() for part in name.split("_"))    # what grad_fn and profilers show
     function = type(title, (torch.autograd.Function,),
@@ -186,19 +200,23 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     # The op itself.
 
     def composite(*args: Any) -> Tensor:
-        graph = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:m])
-        key = forward_tapes.key(args[:m], args[m:]) if _dispatch.may_fuse(args[0]) and _plain(*args[:m]) else None
-        if key is None or key not in forward_tapes:
-            parameters = op.prepare(*args[m:])
+        tensors, given, kind = args[:m], args[m:], None
+        key = forward_tapes.key(tensors, given) if _dispatch.may_fuse(args[0]) and _plain(tensors) else None
+        if key is not None:
+            kind = forward_tapes.found.get(key)
+        if kind is None:
+            parameters = op.prepare(*given)
             with torch._C._AutoDispatchBelowAutograd():      # looking at the arguments is no part of the graph
                 q, k, v = form.split(*args[:n])
                 op.check(q, k, v, *args[n:m], *parameters)
                 fused = _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
             if not fused:
                 return op.reference(*form.split(*args[:n]), *args[n:m], *parameters)
-        if graph:
-            return function.apply(key, *args)
-        return forward_operator(*args)[0] if key is None else forward_tapes.run(key, args[:m], args[m:])[0]
+            if key is not None:
+                kind = forward_tapes.kind(key)
+        if _differentiable(tensors):
+            return function.apply(kind, *args)
+        return forward_operator(*args)[0] if kind is None else kind.run(tensors, given)[0]
 
     casts = [i < n or op.extras[i - n] in op.cast for i in range(m)]
 
@@ -237,7 +255,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
 
     def call(*args: Any) -> Tensor:
         first = args[0]
-        if torch.compiler.is_compiling() or not _plain(first) or torch._C._is_any_autocast_enabled():
+        if torch.compiler.is_compiling() or not _plain((first,)) or torch._C._is_any_autocast_enabled():
             return operator(*args)
         return composite(*args)      # what the operator would do, without the dispatcher's round through C++ and back
 

@@ -10,6 +10,7 @@ way, such as one whose q and k are the same tensor, is not recorded and runs as 
 """
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 LIMIT = 4096  # recordings of one function; a run over ever new shapes starts afresh
-_SEEN, _REFUSED = object(), object()
+_BRANCHES = 64  # ways in which backward calls of one kind may differ
 _ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.new_empty.default, torch.ops.aten.empty_like.default}
 _local = threading.local()
 
@@ -28,10 +29,6 @@ _local = threading.local()
 def recorder() -> "Recorder | None":
     """The recording in progress in this thread."""
     return getattr(_local, "recorder", None)
-
-
-def _layout(x: Tensor | None) -> tuple | None:
-    return None if x is None else (x.shape, x.stride(), x.dtype, x.get_device())
 
 
 def _signature(x: Tensor) -> tuple:
@@ -44,7 +41,55 @@ _made: "weakref.WeakSet[Tapes]" = weakref.WeakSet()
 def forget() -> None:
     """Drop all recordings: whoever changes a tile table or anything else that calls depend on must say so."""
     for tapes in _made:
+        for kind in tapes.found.values():    # a graph may hold it for the backward calls to come
+            kind.tape, kind.after = None, {}
         tapes.found.clear()
+
+
+def _wide(x: Tensor) -> bool:
+    """Whether products of `x` may be taken in TF32."""
+    return x.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
+class Kind:
+    """Calls of `function(*tensors, *parameters)` that do the same, and the kinds of backward calls that follow them."""
+
+    __slots__ = ("after", "function", "seen", "tape")
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.seen = 0
+        self.tape: Tape | None = None
+        self.after: dict[tuple, Kind] = {}
+
+    def run(self, tensors: Sequence[Tensor | None], parameters: Sequence[Any]) -> Any:
+        """The function's result, from a recording where there is one."""
+        if self.tape is not None:
+            pointers = 0
+            for x in tensors:
+                if x is not None:
+                    pointers |= x.data_ptr()
+            if pointers % 16 == 0:
+                return self.tape.play(tensors)
+        self.seen += 1
+        if self.seen != 2:  # the first call compiles, and may be the only one of its kind; what failed twice will again
+            return self.function(*tensors, *parameters)
+        result, self.tape = record(self.function, tensors, parameters)
+        return result
+
+    def backward(self, function: Callable[..., Any], grad_out: Tensor, saved: Sequence[Tensor | None],
+                 wanted: tuple) -> "Kind":
+        """Of `function`, called with a gradient of this kind's first output, and its tensors and results as saved.
+
+        Shapes and the device are those of this kind; whoever packs what is saved may have moved its elements.
+        """
+        key = (grad_out.stride(), wanted, _wide(grad_out), *[x if x is None else (x.stride(), x.dtype) for x in saved])
+        found = self.after.get(key)
+        if found is None:
+            if len(self.after) >= _BRANCHES:
+                self.after.clear()
+            found = self.after[key] = Kind(function)
+        return found
 
 
 class Tapes:
@@ -52,37 +97,26 @@ class Tapes:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.found: dict[tuple, Any] = {}
+        self.found: dict[tuple, Kind] = {}
         _made.add(self)
 
     def key(self, tensors: Sequence[Tensor | None], parameters: Sequence[Any]) -> tuple:
         """Equal for calls that do the same: layouts, parameters and torch's setting of float32 products."""
-        wide = tensors[0].dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
-        return (*map(_layout, tensors), *[tuple(p) if type(p) is list else p for p in parameters], wide)
+        layouts = [None if x is None else (x.shape, x.stride(), x.dtype, x.get_device()) for x in tensors]
+        return (*layouts, *[tuple(p) if type(p) is list else p for p in parameters], _wide(tensors[0]))
 
-    def __contains__(self, key: tuple) -> bool:
-        return key in self.found
-
-    def run(self, key: tuple, tensors: Sequence[Tensor | None], parameters: Sequence[Any]) -> Any:
-        """The function's result, from a recording where there is one."""
+    def kind(self, key: tuple) -> Kind:
+        """The calls of this key."""
         found = self.found.get(key)
-        if type(found) is Tape:
-            pointers = 0
-            for x in tensors:
-                if x is not None:
-                    pointers |= x.data_ptr()
-            if pointers % 16 == 0:
-                return found.play(tensors)
-        if found is not _SEEN:  # the first call compiles, and may be the only one of its kind
-            if found is None:
-                if len(self.found) >= LIMIT:
-                    self.found.clear()
-                self.found[key] = _SEEN
-            return self.function(*tensors, *parameters)
-        self.found[key] = _REFUSED  # where the function raises
-        result, tape = record(self.function, tensors, parameters)
-        self.found[key] = _REFUSED if tape is None else tape
-        return result
+        if found is None:
+            if len(self.found) >= LIMIT:
+                self.found.clear()
+            found = self.found[key] = Kind(self.function)
+        return found
+
+    def run(self, tensors: Sequence[Tensor | None], parameters: Sequence[Any]) -> Any:
+        """The function's result, from a recording where there is one."""
+        return self.kind(self.key(tensors, parameters)).run(tensors, parameters)
 
 
 class Tape:
@@ -95,7 +129,7 @@ class Tape:
         if self.device < 0:
             return self._play(tensors, None)
         stream = torch._C._cuda_getCurrentRawStream(self.device)
-        if self.device == torch.cuda.current_device():
+        if self.device == torch._C._cuda_getDevice():
             return self._play(tensors, stream)
         with torch.cuda.device(self.device):
             return self._play(tensors, stream)
@@ -121,6 +155,16 @@ def record(function: Callable, tensors: Sequence[Tensor | None], parameters: Seq
     finally:
         _local.recorder = None
     return result, found.tape(result)
+
+
+def _allocation(like: Tensor) -> Callable[[], Tensor]:
+    """Allocates a contiguous tensor like this one where the current device is its own."""
+    shape, dtype, device = like.shape, like.dtype, like.device
+    # what compiled code calls: a quarter of the time of torch.empty, which is most of a recorded call's
+    brief = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if brief is None:
+        return functools.partial(torch.empty, shape, dtype=dtype, device=device)
+    return functools.partial(brief, tuple(shape), like.stride(), dtype)
 
 
 class Recorder(TorchDispatchMode):
@@ -190,10 +234,10 @@ class Recorder(TorchDispatchMode):
 
         filled = {slot for slot in fills if slot is not None}
         if func in _ALLOCATIONS and filled and results[0].is_contiguous():
-            shape, dtype, device, reads = results[0].shape, results[0].dtype, results[0].device, set()
+            allocate, slot, reads = _allocation(results[0]), fills[0], set()
 
             def step(values: list, stream: int | None) -> None:
-                values[fills[0]] = torch.empty(shape, dtype=dtype, device=device)
+                values[slot] = allocate()
 
         self.steps.append((step, reads, filled, func._schema.is_mutable))
 

@@ -99,9 +99,9 @@ _packed = register(_OP, PACKED, _arguments_packed)
 
 def _call(form: Form, usual: Callable[..., Tensor], backend: str | None, arguments: tuple) -> Tensor:
     """By the implementation that is asked for, or else the first that can."""
-    if not natten.wanted(backend):
-        return usual(*arguments)
     n = len(form.tensors)
+    if not natten.wanted(backend, arguments[n + 3]):
+        return usual(*arguments)
     bias, extra_k, extra_v, *parameters = arguments[n:]
     geometry, scale = _prepare(*parameters)
     q, k, v = form.split(*arguments[:n])

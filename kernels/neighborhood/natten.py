@@ -21,9 +21,11 @@ INSTALLED = importlib.util.find_spec("natten") is not None
 ASKED = os.environ.get(VARIABLE)  # read once, so that compilers see a constant
 
 
-def wanted(backend: str | None) -> bool:
-    """Whether a call has any choice: something is asked for, or NATTEN could be taken."""
-    return bool(backend or ASKED) or INSTALLED and not torch.compiler.is_compiling()
+def wanted(backend: str | None, kernel: tuple[int, int]) -> bool:
+    """Whether a call has any choice: something is asked for, or NATTEN could be taken. Asked on every call."""
+    if backend or ASKED:
+        return True
+    return INSTALLED and min(kernel) >= WINS_FROM[1] and not torch.compiler.is_compiling()
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra_k: Tensor | None, extra_v: Tensor | None,

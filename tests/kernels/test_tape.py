@@ -1,4 +1,6 @@
 """Recordings of a call's host side: they are played, and give what the call itself gives, bit for bit."""
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -147,7 +149,7 @@ def test_recordings_are_bounded_in_number(fused: str, monkeypatch: pytest.Monkey
     for n in range(1, 9):
         x = torch.zeros(n, device=fused)
         for _ in range(3):
-            assert torch.equal(tapes.run(tapes.key((x,), ()), (x,), ()), x + 1)
+            assert torch.equal(tapes.run((x,), ()), x + 1)
         assert len(tapes.found) <= 3
 
 
@@ -161,7 +163,7 @@ def test_a_call_that_writes_into_its_arguments_or_raises_stays_right(fused: str)
     tapes, y = _tape.Tapes(run), torch.zeros(2, device=fused)
     for n in range(4):
         x = torch.full((3,), float(n), device=fused)
-        total, nothing = tapes.run(tapes.key((x, y), ()), (x, y), ())
+        total, nothing = tapes.run((x, y), ())
         assert total.item() == 3 * n and nothing is None
     assert y.tolist() == [4.0, 4.0]
 
@@ -171,5 +173,47 @@ def test_a_call_that_writes_into_its_arguments_or_raises_stays_right(fused: str)
     tapes = _tape.Tapes(fail)
     for _ in range(3):
         with pytest.raises(RuntimeError, match="as it is"):
-            tapes.run(tapes.key((y,), ()), (y,), ())
+            tapes.run((y,), ())
         assert _tape.recorder() is None
+
+
+def test_a_backward_call_is_another_where_only_the_gradient_or_what_is_saved_lies_otherwise(fused: str) -> None:
+    packed = torch.randn(1, 3, 2, 3, 1, 16, device=fused)
+    tensors = [x.requires_grad_() for x in packed.unbind(3)]          # views, whose copies lie closer together
+    weights = torch.randn(1, 3, 2, 1, 16, device=fused)
+
+    def gradients(weights: Tensor, copied: bool) -> tuple[Tensor, ...]:
+        def pack(x: Tensor) -> Tensor:
+            return x.clone(memory_format=torch.contiguous_format)
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+        with hooks if copied else contextlib.nullcontext():
+            out = kernels.neighborhood_attention(*tensors, 2)
+        return torch.autograd.grad(out, tensors, weights)
+
+    turned = weights.transpose(1, 2).contiguous().transpose(1, 2)     # equal numbers, other strides
+    expected = gradients(weights, False)
+    for _ in range(3):
+        for given, copied in ((weights, False), (turned, False), (weights, True), (turned, True)):
+            _equal(list(gradients(given, copied)), list(expected))
+
+
+def test_a_backward_call_is_another_where_other_gradients_are_wanted(fused: str) -> None:
+    case = CASES[0]
+    for _ in range(4):
+        tensors = _draw(case, fused, 0)
+        everything = _all(case, tensors)
+        alone, bias = tensors[0].detach().requires_grad_(), tensors[1].detach()
+        _equal(_all(Case("", (), functools.partial(case.call, bias=bias)), [alone]), everything[:2])
+
+
+def test_whoever_forgets_recordings_forgets_those_of_graphs_that_live_on(fused: str, played: list) -> None:
+    case = CASES[1]
+    tensors = _draw(case, fused, 0)
+    for _ in range(3):
+        expected = _all(case, tensors)
+    out, before = case.call(*tensors), len(played)
+    _tape.forget()
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)
+    _equal(list(torch.autograd.grad(out, tensors, weights)), expected[1:])
+    assert len(played) == before
