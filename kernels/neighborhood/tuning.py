@@ -32,13 +32,14 @@ def _chunk(kernel: tuple[int, int]) -> tuple[int, int]:
     return (2, 16) if kernel[1] <= 9 else (4, 8)
 
 
-def _box(kernel: tuple[int, int], tile: tuple[int, int], chunk: tuple[int, int]) -> int:
+def _box(kernel: tuple[int, int], stride: tuple[int, int], tile: tuple[int, int], chunk: tuple[int, int]) -> int:
     """Keys that a tile of queries meets, in whole chunks: for wide windows the time is proportional to it."""
-    rows, columns = (-(-(t + k - 1) // c) * c for k, t, c in zip(kernel, tile, chunk, strict=True))
+    axes = zip(kernel, stride, tile, chunk, strict=True)
+    rows, columns = (-(-(k + (t - 1) // s * s) // c) * c for k, s, t, c in axes)  # a stride shares one window
     return rows * columns
 
 
-def forward_tiles(kernel: tuple[int, int], head_dim: int, wide: bool, bias: bool) -> Tiles:
+def forward_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: int, wide: bool, bias: bool) -> Tiles:
     """``wide``: 32-bit inputs, twice the room; ``head_dim``: the larger of q's and v's, padded to a power of two."""
     if wide:
         return Tiles((4, 8), _chunk(kernel), 4 if head_dim <= 64 else 8, 1)
@@ -47,7 +48,10 @@ def forward_tiles(kernel: tuple[int, int], head_dim: int, wide: bool, bias: bool
     if kernel[1] > 9:
         if head_dim > 64:
             return Tiles((8, 8), (4, 16), 4, 3)
-        return Tiles(min((8, 8), (4, 16), key=lambda tile: _box(kernel, tile, (8, 8))), (8, 8), 4, 3)
+        square = min((8, 8), (4, 16), key=lambda tile: _box(kernel, stride, tile, (8, 8)))
+        if not bias and _box(kernel, stride, (8, 8), (4, 16)) <= _box(kernel, stride, square, (8, 8)):
+            return Tiles((8, 8), (4, 16), 4, 3)     # 168 registers instead of 179: three programs a multiprocessor
+        return Tiles(square, (8, 8), 4, 3)
     if head_dim > 64:
         return Tiles((8, 8), (2, 16), 4, 2)
     return Tiles((8, 8), (2, 16), 4 if bias else 2, 3 if bias else 2)

@@ -62,10 +62,10 @@ def test_the_kernels_own_tiles_are_the_default(capsys):
     from visionattn.kernels.neighborhood import tuning
 
     (setting,) = settings(capsys, "--map", "64x64", "--kernel", "13", "--stride", "4", "--head-dim", "128")
-    tiles = tuning.forward_tiles((13, 13), 128, wide=False, bias=False)
+    tiles = tuning.forward_tiles((13, 13), (1, 1), 128, wide=False, bias=False)
     assert (setting["tile"], setting["chunk"]) == (list(tiles.tile), list(tiles.chunk))
     (wide,) = settings(capsys, "--map", "64x64", "--kernel", "13", "--stride", "4", "--dtype", "float32")
-    assert wide["tile"] == list(tuning.forward_tiles((13, 13), 64, wide=True, bias=False).tile)
+    assert wide["tile"] == list(tuning.forward_tiles((13, 13), (1, 1), 64, wide=True, bias=False).tile)
 
 
 def test_best_stride_of_our_kernel_is_perfectly_block_sparse(capsys):
