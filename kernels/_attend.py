@@ -27,13 +27,13 @@ Where these are not enough an op may bring more (None otherwise):
 ``QUERY_AT(y, x, g, P) -> bool``, ``KEY_AT`` likewise
     whether there is one at a place. A key that is not there is one of zeros and takes weight, unless it is masked, as
     all of these are where MASK is None;
-``RELATE(p_bias, table, b_q, q_i, q_j, o_q, ok, P, BD, PRECISION, UPCAST) -> (b_r, b_c)``
+``RELATE(p_bias, table, b_q, q_i, q_j, o_image, o_q, ok, P, BD, PRECISION, UPCAST) -> (b_r, b_c)``
     two blocks [queries, E] in q's dtype: what each query adds to the logits of keys of each row and each column.
-    ``p_bias`` and ``table`` mean what the op wants, ``o_q`` counts the queries of the batch;
+    ``p_bias`` and ``table`` mean what the op wants, ``o_q`` counts the queries of one map, ``o_image`` those before it;
 ``FEATURE(k_i, k_j, c_i, g, P, DTYPE) -> (b_u, b_w, ok)``
     two blocks [keys, E], ones at a key's row and column, and which keys are seen; replaces MASK and BIAS. The scores
     are scale * q k^T + b_r b_u^T + b_c b_w^T. ``c_i`` is where the chunk starts;
-``UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_q, ok, P, BD, PRECISION, UPCAST) -> [queries, BD]``
+``UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_image, o_q, ok, P, BD, PRECISION, UPCAST) -> [queries, BD]``
     what the gradients of b_r and b_c give to that of q;
 ``NEAR(head, i, j, P) -> offset``
     instead of BIAS, for float32 numbers: where the bias of a key (i, j) from its query lies, linear in i and j. MASK
@@ -47,7 +47,7 @@ with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the su
 import triton
 import triton.language as tl
 
-from ._blocks import LOWEST, exponentials, load_lse, load_rows, probabilities, store_lse, store_rows
+from ._blocks import LOWEST, exponentials, load_lse, load_rows, lse_of, probabilities, store_lse, store_rows
 from ._scores import chunk_bias, masked_scores, related_scores, score_unit
 
 
@@ -124,10 +124,10 @@ def attend_forward(
     y, x = PLACE(q_i, q_j, g, P)
     m_q = _there(y, x, m_q, g, QUERY_AT, P)
     own_y, own_x = OWN(q_i, q_j, g, P)
-    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
+    b_q = load_rows(p_q, q_y, q_x, ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
     if RELATE is not None:
-        o_q = (b * heads + head) * height * width + (y * width + x)
-        b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)
+        o_image = (b * heads + head) * height * width
+        b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_image, y * width + x, m_q, P, BD, PRECISION, UPCAST)
     b_m = tl.full([TH * TW], LOWEST, tl.float32)
     b_l = tl.zeros([TH * TW], tl.float32)
     b_o = tl.zeros([TH * TW, BDV], tl.float32)
@@ -141,8 +141,8 @@ def attend_forward(
         m_k = (k_i < i_hi) & (k_j < j_hi)
         ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
         m_k = _there(ky, kx, m_k, g, KEY_AT, P)
-        b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
-        b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
+        b_k = load_rows(p_k, k_y, k_x, ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
+        b_v = load_rows(p_v, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
         if RELATE is None:
             p_near, near = p_bias, 0
             if HAS_BIAS and NEAR is not None:
@@ -166,9 +166,10 @@ def attend_forward(
         b_l = tl.where(m_q, b_l, 1.0)
     else:  # a list may be empty: a query that sees nothing gets zeros
         b_l = tl.where(m_q & (b_l > 0), b_l, 1.0)
-    o_x = heads * DV
-    p_out += b * height * width * o_x + head * DV
-    store_rows(p_out, width.to(tl.int64) * o_x, o_x, y, x, m_q, b_o / b_l[:, None], DV, BDV)
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    p_out += b * height * width * o_x * UNIT + head * DV
+    store_rows(p_out, width * o_x, o_x, UNIT, y, x, m_q, b_o / b_l[:, None], DV, BDV)
     store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT)
 
 
@@ -200,10 +201,11 @@ def attend_backward_q(
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN
     p_dq += (b * d_b + head * d_h) * ALIGN
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
-    p_out += b * height * width * o_x + head * DV
-    p_grad += b * height * width * o_x + head * DV
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
+    p_out += b * height * width * o_x * UNIT + head * DV
+    p_grad += b * height * width * o_x * UNIT + head * DV
     o_image = (b * heads + head) * height * width
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, CH * CW)
@@ -212,20 +214,20 @@ def attend_backward_q(
     m_q = (q_i < n_i) & (q_j < n_j)
     y, x = PLACE(q_i, q_j, g, P)
     m_q = _there(y, x, m_q, g, QUERY_AT, P)
-    o_row = o_image + (y * width + x)
+    o_row = y * width + x
     own_y, own_x = OWN(q_i, q_j, g, P)
-    b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
-    b_g = load_rows(p_grad, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)  # [BM, BDV]
-    b_lse, b_norm = load_lse(p_lse, o_row, m_q, SPLIT)
+    b_q = load_rows(p_q, q_y, q_x, ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
+    b_g = load_rows(p_grad, o_y, o_x, UNIT, y, x, m_q, DV, BDV, UPCAST)  # [BM, BDV]
+    b_lse, b_norm = load_lse(lse_of(p_lse, o_image, SPLIT), o_row, m_q, SPLIT)
     if EXACT_DELTA:
         b_delta = tl.zeros([TH * TW], tl.float32)
         b_total = tl.zeros([TH * TW], tl.float32)
     else:
-        b_out = load_rows(p_out, o_y, o_x, y, x, m_q, DV, BDV, False)
+        b_out = load_rows(p_out, o_y, o_x, UNIT, y, x, m_q, DV, BDV, False)
         b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
     b_dq = tl.zeros([TH * TW, BD], tl.float32)
     if RELATE is not None:
-        b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_row, m_q, P, BD, PRECISION, UPCAST)
+        b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_image, o_row, m_q, P, BD, PRECISION, UPCAST)
         b_dr = tl.zeros(b_r.shape, tl.float32)
         b_dc = tl.zeros(b_c.shape, tl.float32)
 
@@ -239,8 +241,8 @@ def attend_backward_q(
             m_k = (k_i < i_hi) & (k_j < j_hi)
             ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
             m_k = _there(ky, kx, m_k, g, KEY_AT, P)
-            b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
-            b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
+            b_k = load_rows(p_k, k_y, k_x, ALIGN, ky, kx, m_k, D, BD, UPCAST)
+            b_v = load_rows(p_v, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
             if RELATE is None:
                 p_near, near = p_bias, 0
                 if HAS_BIAS and NEAR is not None:
@@ -270,12 +272,12 @@ def attend_backward_q(
             else:
                 b_delta /= tl.where(m_q & (b_total > 0), b_total, 1.0)
 
-    tl.store(p_delta + o_row, b_delta, mask=m_q)
+    tl.store(p_delta + o_image + o_row, b_delta, mask=m_q)
     if RELATE is None:
-        store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale, D, BD)
+        store_rows(p_dq, d_y, d_x, ALIGN, y, x, m_q, b_dq * scale, D, BD)
     else:
-        b_add = UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_row, m_q, P, BD, PRECISION, UPCAST)
-        store_rows(p_dq, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale + b_add, D, BD)
+        b_add = UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_image, o_row, m_q, P, BD, PRECISION, UPCAST)
+        store_rows(p_dq, d_y, d_x, ALIGN, y, x, m_q, b_dq * scale + b_add, D, BD)
 
 
 @triton.jit
@@ -302,10 +304,13 @@ def attend_backward_kv(
     p_v += (b * v_b + head * v_h) * ALIGN
     p_dk += (b * d_b + head * d_h) * ALIGN
     p_dv += (b * e_b + head * e_h) * ALIGN
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
-    p_grad += b * height * width * o_x + head * DV
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
+    p_grad += b * height * width * o_x * UNIT + head * DV
     o_image = (b * heads + head) * height * width
+    p_lse = lse_of(p_lse, o_image, SPLIT)
+    p_delta += o_image
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, CH * CW)
     k_i = i0 + o_m // TW
@@ -313,8 +318,8 @@ def attend_backward_kv(
     m_k = (k_i < n_i) & (k_j < n_j)
     y, x = _key_place(k_i, k_j, g, PLACE, KEY, P)
     m_k = _there(y, x, m_k, g, KEY_AT, P)
-    b_k = load_rows(p_k, k_y * ALIGN, k_x * ALIGN, y, x, m_k, D, BD, UPCAST)  # [BM, BD]
-    b_v = load_rows(p_v, v_y * ALIGN, v_x * ALIGN, y, x, m_k, DV, BDV, UPCAST)  # [BM, BDV]
+    b_k = load_rows(p_k, k_y, k_x, ALIGN, y, x, m_k, D, BD, UPCAST)  # [BM, BD]
+    b_v = load_rows(p_v, v_y, v_x, ALIGN, y, x, m_k, DV, BDV, UPCAST)  # [BM, BDV]
     b_dk = tl.zeros([TH * TW, BD], tl.float32)
     b_dv = tl.zeros([TH * TW, BDV], tl.float32)
 
@@ -327,10 +332,10 @@ def attend_backward_kv(
         m_q = (q_i < i_hi) & (q_j < j_hi)
         qy, qx = PLACE(_row(c_i, q_i, LIST), q_j, g, P)
         m_q = _there(qy, qx, m_q, g, QUERY_AT, P)
-        o_q = o_image + (qy * width + qx)
+        o_q = qy * width + qx
         own_y, own_x = OWN(_row(c_i, q_i, LIST), q_j, g, P)
-        b_q = load_rows(p_q, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BN, BD]
-        b_g = load_rows(p_grad, o_y, o_x, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
+        b_q = load_rows(p_q, q_y, q_x, ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BN, BD]
+        b_g = load_rows(p_grad, o_y, o_x, UNIT, qy, qx, m_q, DV, BDV, UPCAST)  # [BN, BDV]
         b_lse, b_norm = load_lse(p_lse, o_q, m_q, SPLIT)
         b_delta = tl.load(p_delta + o_q, mask=m_q, other=0.0)
         if RELATE is None:
@@ -341,7 +346,7 @@ def attend_backward_kv(
                                 k_j[:, None], n_i, n_j, g, MASK, m_k[:, None], BIAS, NEAR, P, HAS_BIAS, PRECISION,
                                 FTZ)  # fmt: skip  # [keys BM, queries BN]
         else:
-            b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_q, m_q, P, BD, PRECISION, UPCAST)
+            b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_image, o_q, m_q, P, BD, PRECISION, UPCAST)
             b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
             b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
             b_s = related_scores(b_s, b_u, b_w, tl.trans(b_r), tl.trans(b_c), seen[:, None], scale, PRECISION)
@@ -352,5 +357,5 @@ def attend_backward_kv(
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
         c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
 
-    store_rows(p_dk, d_y * ALIGN, d_x * ALIGN, y, x, m_k, b_dk * scale, D, BD)
-    store_rows(p_dv, e_y * ALIGN, e_x * ALIGN, y, x, m_k, b_dv, DV, BDV)
+    store_rows(p_dk, d_y, d_x, ALIGN, y, x, m_k, b_dk * scale, D, BD)
+    store_rows(p_dv, e_y, e_x, ALIGN, y, x, m_k, b_dv, DV, BDV)

@@ -128,8 +128,9 @@ def attend_closed_forward(
     o_m = tl.arange(0, TH * TW)
     i = o_m // TW
     j = o_m % TW
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
     unit = scale * logit_base(SPLIT)
     from_kind, to_kind, lo, hi = _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P)
     for kind in range(from_kind, to_kind):
@@ -148,16 +149,16 @@ def attend_closed_forward(
             y, x = PLACE(i, j, g, P)
             own_y, own_x = OWN(i, j, g, P)
             b_q = load_rows(
-                p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, own_y, own_x, ok, D, BD, UPCAST
+                p_q + (b * q_b + head * q_h) * ALIGN, q_y, q_x, ALIGN, own_y, own_x, ok, D, BD, UPCAST
             )
-            b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
-            b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
+            b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y, k_x, ALIGN, y, x, ok, D, BD, UPCAST)
+            b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y, v_x, ALIGN, y, x, ok, DV, BDV, UPCAST)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
             b_m = tl.max(b_s, 1)
             b_p = exponentials(b_s, LOG2E if SPLIT else 1.0, b_m[:, None], SPLIT, FTZ)
             b_l = tl.sum(b_p, 1)
             b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION) / b_l[:, None]
-            store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, ok, b_o, DV, BDV)
+            store_rows(p_out + b * height * o_y * UNIT + head * DV, o_y, o_x, UNIT, y, x, ok, b_o, DV, BDV)
             o_row = (b * heads + head) * height * width + (y * width + x)
             store_lse(p_lse, o_row, ok, b_m, b_l, SPLIT)
 
@@ -182,8 +183,9 @@ def attend_closed_backward(
     o_m = tl.arange(0, TH * TW)
     i = o_m // TW
     j = o_m % TW
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
     unit = scale * logit_base(SPLIT)
     b_dbias = tl.zeros([TH * TW, TH * TW], tl.float32)
     from_kind, to_kind, lo, hi = _share(first, slices, tiles, windows, height, width, a_y, a_x, ALIKE, KINDS, KIND, P)
@@ -202,14 +204,14 @@ def attend_closed_backward(
             b = (w // count).to(tl.int64)
             y, x = PLACE(i, j, g, P)
             own_y, own_x = OWN(i, j, g, P)
-            o_image = b * height * o_y + head * DV
+            o_image = b * height * o_y * UNIT + head * DV
             o_row = (b * heads + head) * height * width + (y * width + x)
             b_q = load_rows(
-                p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, own_y, own_x, ok, D, BD, UPCAST
+                p_q + (b * q_b + head * q_h) * ALIGN, q_y, q_x, ALIGN, own_y, own_x, ok, D, BD, UPCAST
             )
-            b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, y, x, ok, D, BD, UPCAST)
-            b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, y, x, ok, DV, BDV, UPCAST)
-            b_g = load_rows(p_grad + o_image, o_y, o_x, y, x, ok, DV, BDV, UPCAST)
+            b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y, k_x, ALIGN, y, x, ok, D, BD, UPCAST)
+            b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y, v_x, ALIGN, y, x, ok, DV, BDV, UPCAST)
+            b_g = load_rows(p_grad + o_image, o_y, o_x, UNIT, y, x, ok, DV, BDV, UPCAST)
             b_lse, b_norm = load_lse(p_lse, o_row, ok, SPLIT)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
             b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)  # [BM, BM]
@@ -223,9 +225,9 @@ def attend_closed_backward(
             b_ds = b_ds.to(b_q.dtype)
             b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION)
             b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION)
-            store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, ok, b_dv, DV, BDV)
-            store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, ok, b_dk * scale, D, BD)
-            store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, ok, b_dq * scale, D, BD)
+            store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y, e_x, ALIGN, y, x, ok, b_dv, DV, BDV)
+            store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y, d_x, ALIGN, y, x, ok, b_dk * scale, D, BD)
+            store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y, c_x, ALIGN, y, x, ok, b_dq * scale, D, BD)
     if BIAS_GRAD:
         p_dbias += tl.program_id(0).to(tl.int64) * (TH * TW * TH * TW)
         tl.store(p_dbias + o_m[:, None] * (TH * TW) + o_m[None, :], b_dbias)

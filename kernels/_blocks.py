@@ -9,10 +9,13 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr):
-    """Pointers to and validity of the rows of D elements at (y, x): two [N, BD] blocks."""
+def rows(p, s_y, s_x, UNIT: tl.constexpr, y, x, ok, D: tl.constexpr, BD: tl.constexpr):
+    """Pointers to and validity of the rows of D elements at (y, x), strides in units of UNIT: two [N, BD] blocks.
+
+    Units are counted in 32 bits, for a fifth of the instructions: ``_host.unsupported`` sees that they suffice.
+    """
     o_d = tl.arange(0, BD)
-    ptr = p + (y.to(tl.int64) * s_y + x.to(tl.int64) * s_x)[:, None] + o_d[None, :]
+    ptr = p + ((y * s_y + x * s_x).to(tl.int64) * UNIT)[:, None] + o_d[None, :]
     mask = ok[:, None]
     if BD != D:
         mask = mask & (o_d < D)[None, :]
@@ -20,8 +23,10 @@ def rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def load_rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
-    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
+def load_rows(
+    p, s_y, s_x, UNIT: tl.constexpr, y, x, ok, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr
+):
+    ptr, mask = rows(p, s_y, s_x, UNIT, y, x, ok, D, BD)
     b = tl.load(ptr, mask=mask, other=0.0)
     if UPCAST:  # Triton's interpreter multiplies bfloat16 blocks wrongly
         b = b.to(tl.float32)
@@ -29,8 +34,8 @@ def load_rows(p, s_y, s_x, y, x, ok, D: tl.constexpr, BD: tl.constexpr, UPCAST: 
 
 
 @triton.jit
-def store_rows(p, s_y, s_x, y, x, ok, b, D: tl.constexpr, BD: tl.constexpr):
-    ptr, mask = rows(p, s_y, s_x, y, x, ok, D, BD)
+def store_rows(p, s_y, s_x, UNIT: tl.constexpr, y, x, ok, b, D: tl.constexpr, BD: tl.constexpr):
+    ptr, mask = rows(p, s_y, s_x, UNIT, y, x, ok, D, BD)
     tl.store(ptr, b.to(p.dtype.element_ty), mask=mask)
 
 
@@ -54,10 +59,17 @@ def store_lse(p, o, ok, b_m, b_l, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def lse_of(p, o, SPLIT: tl.constexpr):
+    """``p`` where what :func:`store_lse` leaves of query o begins: of an image, so that offsets in it take 32 bits."""
+    return p + o * (2 if SPLIT else 1)
+
+
+@triton.jit
 def load_lse(p, o, ok, SPLIT: tl.constexpr):
     """The two numbers a query that :func:`probabilities` takes; the second is any where there is but one."""
     if SPLIT:
-        return tl.load(p + 2 * o, mask=ok, other=float("inf")), tl.load(p + 2 * o + 1, mask=ok, other=0.0)
+        p = p + o + o  # not 2 * o, which may take more than 32 bits
+        return tl.load(p, mask=ok, other=float("inf")), tl.load(p + 1, mask=ok, other=0.0)
     b_lse = tl.load(p + o, mask=ok, other=float("inf"))
     return b_lse, b_lse
 

@@ -12,17 +12,37 @@ from ._launch import INTERPRETED
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def unsupported(q: Tensor, v: Tensor) -> str | None:
-    """Why the fused kernels cannot take these tensors, or None."""
+FAR = 2**31  # units of a row of the map, which the kernels count in 32 bits
+
+
+def unsupported(q: Tensor, *others: Tensor) -> str | None:
+    """Why the fused kernels cannot take q and k and v, or v alone, or None."""
     if not q.is_cuda and not INTERPRETED:
         return f"q is on {q.device}, the fused kernels need a CUDA device"
     if q.dtype not in DTYPES:
         return f"dtype {q.dtype} is not one of float16, bfloat16, float32"
-    if max(q.shape[-1], v.shape[-1]) > 256:
-        return f"head dimension {max(q.shape[-1], v.shape[-1])} is over 256"
+    head_dim = max(q.shape[-1], others[-1].shape[-1])
+    if head_dim > 256:
+        return f"head dimension {head_dim} is over 256"
     if q.is_cuda and device(q.device)[1] < (8, 0):
         return f"compute capability {device(q.device)[1]} is below (8, 0)"
+    units = max(map(_units, (q, *others)))
+    if units >= FAR:
+        return f"an image takes {units} units of memory, and the kernels count less than {FAR}"
     return None
+
+
+def _units(t: Tensor) -> int:
+    """How far an image's elements lie apart at most, in units of what its strides or its last dimension divide.
+
+    Symbolic sizes are of calls yet to come: nothing is said of them.
+    """
+    shape, strides = t.shape[1:], t.stride()[1:]
+    if not all(type(n) is int for n in (*shape, *strides)):
+        return 0
+    reach = sum((n - 1) * abs(s) for n, s in zip(shape, strides, strict=True) if n > 0)
+    own, contiguous = math.gcd(8, *t.stride()[:-1]), math.prod(shape)
+    return max(reach // own, contiguous // (shape[-1] & -shape[-1] or 1))
 
 
 def constants(d: int, dv: int, dtype: torch.dtype, bias: bool, align: int, allow_tf32: bool) -> dict:

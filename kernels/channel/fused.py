@@ -23,7 +23,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
     if q.shape[-1] > WIDEST:
         return f"{q.shape[-1]} channels a group are over {WIDEST}: their weights would not fit into a program"
-    return host.unsupported(q, v)
+    return host.unsupported(q, k, v)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

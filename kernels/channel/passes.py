@@ -24,13 +24,16 @@ def _program(groups, slices, size, tokens):
 
 @triton.jit
 def _rows(p, stride, n, stop, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    """Pointers to and validity of the D channels of tokens n to n + BN: two [BN, BD] blocks."""
-    o_n = n + tl.arange(0, BN)
+    """Pointers to and validity of the D channels of tokens n to n + BN: two [BN, BD] blocks.
+
+    What differs from token to token is the same for every n, so that it is worked out once.
+    """
+    o_n = tl.arange(0, BN)
     o_d = tl.arange(0, BD)
-    mask = (o_n < stop)[:, None]
+    mask = (n + o_n < stop)[:, None]
     if BD != D:
         mask = mask & (o_d < D)[None, :]
-    return p + o_n.to(tl.int64)[:, None] * stride + o_d[None, :], mask
+    return p + tl.cast(n, tl.int64) * stride + (o_n.to(tl.int64)[:, None] * stride + o_d[None, :]), mask
 
 
 @triton.jit
@@ -45,12 +48,13 @@ def _load(p, stride, n, stop, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexp
 @triton.jit
 def _load_turned(p, stride, n, stop, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
     """[BD, BN]: turned by its pointers, since a block turned by ``tl.trans`` would not be copied asynchronously."""
-    o_n = n + tl.arange(0, BN)
+    o_n = tl.arange(0, BN)
     o_d = tl.arange(0, BD)
-    mask = (o_n < stop)[None, :]
+    mask = (n + o_n < stop)[None, :]
     if BD != D:
         mask = mask & (o_d < D)[:, None]
-    b = tl.load(p + o_n.to(tl.int64)[None, :] * stride + o_d[:, None], mask=mask, other=0.0)
+    p += tl.cast(n, tl.int64) * stride
+    b = tl.load(p + (o_n.to(tl.int64)[None, :] * stride + o_d[:, None]), mask=mask, other=0.0)
     if UPCAST:
         b = b.to(tl.float32)
     return b

@@ -32,7 +32,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, g
     """Why the fused kernels cannot take these tensors, or None."""
     if max(geometry.window) > LONGEST:
         return f"the window of block_size + 2 * halo_size = {geometry.window} positions is over {LONGEST} along an axis"
-    return host.unsupported(q, v)
+    return host.unsupported(q, k, v)
 
 
 def forward(

@@ -52,13 +52,14 @@ def _logits(p, b_q, j, AXIS: tl.constexpr, P: tl.constexpr, BD: tl.constexpr, PR
 
 
 @triton.jit
-def _space(p, table, o_q, FIRST: tl.constexpr, COUNT: tl.constexpr, P: tl.constexpr):
+def _space(p, table, o_image, o_q, FIRST: tl.constexpr, COUNT: tl.constexpr, P: tl.constexpr):
     """Pointers [M, COUNT] to the numbers of queries from the FIRST on."""
-    return p + table + (o_q * (2 * P[6] + 2 * P[7]))[:, None] + FIRST + tl.arange(0, COUNT)[None, :]
+    SIZE: tl.constexpr = 2 * P[6] + 2 * P[7]
+    return p + (table + o_image * SIZE) + (o_q.to(tl.int64) * SIZE)[:, None] + FIRST + tl.arange(0, COUNT)[None, :]
 
 
 @triton.jit
-def relate(p, table, b_q, q_i, q_j, o_q, ok, P: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+def relate(p, table, b_q, q_i, q_j, o_image, o_q, ok, P: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
            UPCAST: tl.constexpr):  # fmt: skip
     b_r = _logits(p, b_q, q_j, 0, P, BD, PRECISION, UPCAST)
     b_c = _logits(p, b_q, q_j, 1, P, BD, PRECISION, UPCAST)
@@ -66,19 +67,19 @@ def relate(p, table, b_q, q_i, q_j, o_q, ok, P: tl.constexpr, BD: tl.constexpr, 
 
 
 @triton.jit
-def relate_and_keep(p, table, b_q, q_i, q_j, o_q, ok, P: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
-                    UPCAST: tl.constexpr):  # fmt: skip
-    b_r, b_c = relate(p, table, b_q, q_i, q_j, o_q, ok, P, BD, PRECISION, UPCAST)
-    tl.store(_space(p, table, o_q, 0, P[6], P), b_r.to(p.dtype.element_ty), mask=ok[:, None])
-    tl.store(_space(p, table, o_q, P[6], P[6], P), b_c.to(p.dtype.element_ty), mask=ok[:, None])
+def relate_and_keep(p, table, b_q, q_i, q_j, o_image, o_q, ok, P: tl.constexpr, BD: tl.constexpr,
+                    PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    b_r, b_c = relate(p, table, b_q, q_i, q_j, o_image, o_q, ok, P, BD, PRECISION, UPCAST)
+    tl.store(_space(p, table, o_image, o_q, 0, P[6], P), b_r.to(p.dtype.element_ty), mask=ok[:, None])
+    tl.store(_space(p, table, o_image, o_q, P[6], P[6], P), b_c.to(p.dtype.element_ty), mask=ok[:, None])
     return b_r, b_c
 
 
 @triton.jit
-def kept(p, table, b_q, q_i, q_j, o_q, ok, P: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+def kept(p, table, b_q, q_i, q_j, o_image, o_q, ok, P: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
          UPCAST: tl.constexpr):  # fmt: skip
-    b_r = tl.load(_space(p, table, o_q, 0, P[6], P), mask=ok[:, None], other=0.0)
-    b_c = tl.load(_space(p, table, o_q, P[6], P[6], P), mask=ok[:, None], other=0.0)
+    b_r = tl.load(_space(p, table, o_image, o_q, 0, P[6], P), mask=ok[:, None], other=0.0)
+    b_c = tl.load(_space(p, table, o_image, o_q, P[6], P[6], P), mask=ok[:, None], other=0.0)
     return b_r.to(b_q.dtype), b_c.to(b_q.dtype)
 
 
@@ -104,7 +105,7 @@ def reader_feature(k_i, k_j, c_i, g, P: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _displace(p, table, b_d, j, o_q, ok, AXIS: tl.constexpr, P: tl.constexpr, BD: tl.constexpr,
+def _displace(p, table, b_d, j, o_image, o_q, ok, AXIS: tl.constexpr, P: tl.constexpr, BD: tl.constexpr,
               PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Keeps the gradient [M, E] of :func:`_logits` by displacement; returns what it gives to the query, [M, BD]."""
     b_t = _table(p, AXIS, P, BD, UPCAST)
@@ -113,15 +114,16 @@ def _displace(p, table, b_d, j, o_q, ok, AXIS: tl.constexpr, P: tl.constexpr, BD
     ok_x = (index >= 0) & (index < P[AXIS] + 2 * P[2 + AXIS])
     b_x = tl.gather(b_d, tl.minimum(tl.maximum(index, 0), P[6] - 1), 1)
     b_x = tl.where(ok_x, b_x, 0.0).to(b_t.dtype)  # [M, F]
-    tl.store(_space(p, table, o_q, 2 * P[6] + AXIS * P[7], P[7], P), b_x.to(p.dtype.element_ty), mask=ok[:, None])
+    p_x = _space(p, table, o_image, o_q, 2 * P[6] + AXIS * P[7], P[7], P)
+    tl.store(p_x, b_x.to(p.dtype.element_ty), mask=ok[:, None])
     return tl.dot(b_x, b_t, input_precision=PRECISION)
 
 
 @triton.jit
-def unrelate(p, table, b_dr, b_dc, q_i, q_j, o_q, ok, P: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
-             UPCAST: tl.constexpr):  # fmt: skip
-    rows = _displace(p, table, b_dr, q_j, o_q, ok, 0, P, BD, PRECISION, UPCAST)
-    return rows + _displace(p, table, b_dc, q_j, o_q, ok, 1, P, BD, PRECISION, UPCAST)
+def unrelate(p, table, b_dr, b_dc, q_i, q_j, o_image, o_q, ok, P: tl.constexpr, BD: tl.constexpr,
+             PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    rows = _displace(p, table, b_dr, q_j, o_image, o_q, ok, 0, P, BD, PRECISION, UPCAST)
+    return rows + _displace(p, table, b_dc, q_j, o_image, o_q, ok, 1, P, BD, PRECISION, UPCAST)
 
 
 @triton.jit
@@ -144,9 +146,9 @@ def table_backward(
         place = run % runs * BN + tl.arange(0, BN)
         ok = place < height * width
         p_map = p_q + ((m // heads).to(tl.int64) * q_b + m % heads * q_h) * ALIGN
-        b_q = load_rows(p_map, q_y * ALIGN, q_x * ALIGN, place // width, place % width, ok, D, BD, UPCAST)
-        o_q = m.to(tl.int64) * height * width + place
-        b_x = tl.load(_space(p_space, table, o_q, 2 * P[6], 2 * P[7], P), mask=ok[:, None], other=0.0)  # [BN, 2 F]
+        b_q = load_rows(p_map, q_y, q_x, ALIGN, place // width, place % width, ok, D, BD, UPCAST)
+        p_x = _space(p_space, table, m.to(tl.int64) * height * width, place, 2 * P[6], 2 * P[7], P)
+        b_x = tl.load(p_x, mask=ok[:, None], other=0.0)  # [BN, 2 F]
         b_sum = tl.dot(tl.trans(b_x.to(b_q.dtype)), b_q, b_sum, input_precision=PRECISION)
     p_partial += tl.program_id(0).to(tl.int64) * (2 * P[7] * D)
     tl.store(p_partial + o_f[:, None] * D + o_d[None, :], b_sum, mask=(o_d < D)[None, :])

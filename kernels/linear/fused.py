@@ -24,7 +24,7 @@ SLICE, WHOLE = tuning.SLICE, tuning.WHOLE
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, grid: tuple[int, int]) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
-    return host.unsupported(q, v)
+    return host.unsupported(q, k, v)
 
 
 def forward(

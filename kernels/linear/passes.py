@@ -65,13 +65,13 @@ def _factor(
 
 
 @triton.jit
-def _neighbour(p, stride, t, ok, before, height, width, DY: tl.constexpr, DX: tl.constexpr, D: tl.constexpr,
-               BD: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+def _neighbour(p, stride, UNIT: tl.constexpr, t, ok, before, height, width, DY: tl.constexpr, DX: tl.constexpr,
+               D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """The rows of the tokens (DY, DX) away from tokens t, zero outside of the map that begins at token ``before``."""
     y = (t - before) // width
     x = t - before - y * width
     ok = ok & (t >= before) & (y + DY >= 0) & (y + DY < height) & (x + DX >= 0) & (x + DX < width)
-    return load_rows(p, stride, 0, t + DY * width + DX, t, ok, D, BD, UPCAST).to(tl.float32)
+    return load_rows(p, stride, 0, UNIT, t + DY * width + DX, t, ok, D, BD, UPCAST).to(tl.float32)
 
 
 @triton.jit
@@ -100,13 +100,13 @@ def collect(
     for t0 in range(lo, hi, T):
         t = t0 + tl.arange(0, T)
         ok = t < hi
-        b_x = load_rows(p_x, x_n * ALIGN, 0, t, t, ok, NX, BX, UPCAST)
-        b_y = load_rows(p_y, y_n * ALIGN, 0, t, t, ok, NY, BY, UPCAST)
+        b_x = load_rows(p_x, x_n, 0, ALIGN, t, t, ok, NX, BX, UPCAST)
+        b_y = load_rows(p_y, y_n, 0, ALIGN, t, t, ok, NY, BY, UPCAST)
         b_sum = tl.dot(tl.trans(b_x), b_y, b_sum, input_precision=PRECISION)
         b_ys += b_y.to(tl.float32)
         if QUERY:
             b_dq = tl.dot(b_y, b_m, input_precision=PRECISION) * size
-            store_rows(p_out, o_n * ALIGN, 0, t, t, ok, b_dq, NX, BX)
+            store_rows(p_out, o_n, 0, ALIGN, t, t, ok, b_dq, NX, BX)
         else:
             b_xs += b_x.to(tl.float32)
 
@@ -157,14 +157,14 @@ def apply(
         ok = t < hi
         b_out = tl.zeros([T, BC], tl.float32) + b_all[None, :]
         if BLOCKS == 1:
-            b_x = load_rows(p_x, x_n * ALIGN, 0, t, t, ok, ROWS, BR, UPCAST)
+            b_x = load_rows(p_x, x_n, 0, ALIGN, t, t, ok, ROWS, BR, UPCAST)
             b_out += tl.dot(b_x, b_m, input_precision=PRECISION) * size
         else:  # wide heads: a factor is too large to be kept
             for i in tl.static_range(BLOCKS):
                 b_m, size, b_shift = _factor(
                     p_sums, p_grads, tokens, unit, KIND, i * BR, ROWS - i * BR, BR, C, NC, BC, D, DV, TYPE, UPCAST
                 )
-                b_x = load_rows(p_x + i * BR, x_n * ALIGN, 0, t, t, ok, ROWS - i * BR, BR, UPCAST)
+                b_x = load_rows(p_x + i * BR, x_n, 0, ALIGN, t, t, ok, ROWS - i * BR, BR, UPCAST)
                 b_out += tl.dot(b_x, b_m, input_precision=PRECISION) * size
                 if (KIND == KEYS) | (KIND == VALUES):
                     b_out += b_shift[None, :]
@@ -172,11 +172,11 @@ def apply(
             for i in tl.static_range(3):
                 for j in tl.static_range(3):
                     b_n = _neighbour(
-                        p_near, n_n * ALIGN, t, ok, before, height, width, WAY * (i - 1), WAY * (j - 1), NC, BC, UPCAST
+                        p_near, n_n, ALIGN, t, ok, before, height, width, WAY * (i - 1), WAY * (j - 1), NC, BC, UPCAST
                     )
                     b_w = tl.load(p_filters + (3 * i + j) * DV + o_c, mask=o_c < NC, other=0.0)
                     b_out += b_n * b_w[None, :]
-        store_rows(p_out, o_n * ALIGN, 0, t, t, ok, b_out, NC, BC)
+        store_rows(p_out, o_n, 0, ALIGN, t, t, ok, b_out, NC, BC)
 
 
 @triton.jit
@@ -210,16 +210,16 @@ def backward_keys(
     for t0 in range(lo, hi, T):
         t = t0 + tl.arange(0, T)
         ok = t < hi
-        b_k = load_rows(p_k, k_n * ALIGN, 0, t, t, ok, D, BD, UPCAST)
-        b_v = load_rows(p_v, v_n * ALIGN, 0, t, t, ok, DV, BDV, UPCAST)
+        b_k = load_rows(p_k, k_n, 0, ALIGN, t, t, ok, D, BD, UPCAST)
+        b_v = load_rows(p_v, v_n, 0, ALIGN, t, t, ok, DV, BDV, UPCAST)
         b_dk = tl.dot(b_v, b_km, input_precision=PRECISION) * k_size + b_kshift[None, :]
-        store_rows(p_dk, dk_n * ALIGN, 0, t, t, ok, b_dk, D, BD)
+        store_rows(p_dk, dk_n, 0, ALIGN, t, t, ok, b_dk, D, BD)
         b_dv = tl.dot(b_k, b_vm, input_precision=PRECISION) * v_size + b_vshift[None, :]
         if RESIDUAL:
             b_v = b_v.to(tl.float32)
             for i in tl.static_range(3):
                 for j in tl.static_range(3):
-                    b_n = _neighbour(p_g, g_n * ALIGN, t, ok, before, height, width, 1 - i, 1 - j, DV, BDV, UPCAST)
+                    b_n = _neighbour(p_g, g_n, ALIGN, t, ok, before, height, width, 1 - i, 1 - j, DV, BDV, UPCAST)
                     b_w = tl.load(p_filters + (3 * i + j) * DV + o_v, mask=o_v < DV, other=0.0)
                     b_dv += b_n * b_w[None, :]
                     if GRAD:
@@ -245,7 +245,7 @@ def backward_keys(
                                 b_7 += b_n
                             else:
                                 b_8 += b_n
-        store_rows(p_dv, dv_n * ALIGN, 0, t, t, ok, b_dv, DV, BDV)
+        store_rows(p_dv, dv_n, 0, ALIGN, t, t, ok, b_dv, DV, BDV)
 
     if GRAD:
         p_partial += ((b * heads + head) * slices + part) * (DV * 9) + o_v
@@ -272,8 +272,8 @@ def backward_filters(
             for t0 in range(lo, hi, T):
                 t = t0 + tl.arange(0, T)
                 ok = t < hi
-                b_v = load_rows(p_v, v_n * ALIGN, 0, t, t, ok, NC, BC, UPCAST).to(tl.float32)
+                b_v = load_rows(p_v, v_n, 0, ALIGN, t, t, ok, NC, BC, UPCAST).to(tl.float32)
                 b_sum += b_v * _neighbour(
-                    p_g, g_n * ALIGN, t, ok, before, height, width, 1 - i, 1 - j, NC, BC, UPCAST
+                    p_g, g_n, ALIGN, t, ok, before, height, width, 1 - i, 1 - j, NC, BC, UPCAST
                 )
             tl.store(p_partial + (3 * i + j) * DV, tl.sum(b_sum, 0), mask=o_c < NC)

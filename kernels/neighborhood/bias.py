@@ -8,7 +8,7 @@ sum stays in registers. Partial sums are bounded by the number of programs, and 
 import triton
 import triton.language as tl
 
-from .._blocks import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilities
+from .._blocks import LOG2E, MASKED, load_lse, load_rows, logit_base, lse_of, probabilities
 from .maps import _within, window_start
 
 
@@ -44,8 +44,9 @@ def bias_backward(
     e = rest % ROWS - (P[0] - 1)
     chunk = (rest // ROWS) % CHUNKS
     part = rest // (ROWS * CHUNKS)
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
     o_m = tl.arange(0, BQ)
     o_n = chunk * BK + tl.arange(0, BK)
     b_sum = tl.zeros([BQ, BK], tl.float32)
@@ -88,17 +89,18 @@ def bias_backward(
         x = g_x + q_j * dil_x
         ky = g_y + k_i * dil_y
         kx = g_x + k_j * dil_x
-        o_row = head * height * width + y * width + x
+        o_row = y * width + x
         for i in range(b0, tl.minimum(b0 + IMAGES, batch)):
             b = tl.cast(i, tl.int64)
-            b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
-            b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
+            o_image = (b * heads + head) * height * width
+            b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y, q_x, ALIGN, y, x, m_q, D, BD, UPCAST)
+            b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y, k_x, ALIGN, ky, kx, m_k, D, BD, UPCAST)
             b_v = load_rows(
-                p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST
+                p_v + (b * v_b + head * v_h) * ALIGN, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV, UPCAST
             )
-            b_g = load_rows(p_grad + b * height * o_y + head * DV, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
-            b_lse, b_norm = load_lse(p_lse, b * heads * height * width + o_row, m_q, SPLIT)
-            b_delta = tl.load(p_delta + b * heads * height * width + o_row, mask=m_q, other=0.0)
+            b_g = load_rows(p_grad + b * height * o_y * UNIT + head * DV, o_y, o_x, UNIT, y, x, m_q, DV, BDV, UPCAST)
+            b_lse, b_norm = load_lse(lse_of(p_lse, o_image, SPLIT), o_row, m_q, SPLIT)
+            b_delta = tl.load(p_delta + o_image + o_row, mask=m_q, other=0.0)
             b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_add
             b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
             b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)

@@ -90,12 +90,14 @@ def merge(p_out, p_lse, p_more, p_more_lse, positions, heads, scale, BM: tl.cons
         b_w_more /= tl.where(ok, b_more_norm, 1.0)
     b_l = b_w + b_w_more
     o_image = (b * positions * heads + head) * DV
-    b_o = load_rows(p_out + o_image, 0, heads * DV, o_m, o_m, ok, DV, BDV, False).to(tl.float32)  # [BM, BDV]
-    b_o_more = load_rows(p_more + o_image, 0, heads * DV, o_m, o_m, ok, DV, BDV, False).to(tl.float32)
+    UNIT: tl.constexpr = DV & -DV
+    o_x = heads * (DV // UNIT)
+    b_o = load_rows(p_out + o_image, 0, o_x, UNIT, o_m, o_m, ok, DV, BDV, False).to(tl.float32)  # [BM, BDV]
+    b_o_more = load_rows(p_more + o_image, 0, o_x, UNIT, o_m, o_m, ok, DV, BDV, False).to(tl.float32)
     b_o = b_o * (b_w / b_l)[:, None] + b_o_more * (b_w_more / b_l)[:, None]
     tl.debug_barrier()  # several threads read each lse: none may replace one before all have
     store_lse(p_lse, o_row, ok, b_m, b_l, SPLIT)
-    store_rows(p_out + o_image, 0, heads * DV, o_m, o_m, ok, b_o, DV, BDV)
+    store_rows(p_out + o_image, 0, o_x, UNIT, o_m, o_m, ok, b_o, DV, BDV)
 
 
 MERGE = unspecialised(merge)
@@ -106,7 +108,7 @@ def unsupported(
     geometry: Geometry,
 ) -> str | None:  # fmt: skip
     """Why the fused kernels cannot take these tensors, or None."""
-    return host.unsupported(q, v)
+    return host.unsupported(q, k, v)
 
 
 def forward(

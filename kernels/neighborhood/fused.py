@@ -159,7 +159,8 @@ class _Plan:
                 CW=tiles.chunk[1], num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
 
         self.tiles, self.forward = open_pass(
-            tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias), SPAN=maps.key_span)  # fmt: skip
+            tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias),
+            SPAN=maps.key_span)  # fmt: skip
         self.query_tiles, self.queries = open_pass(
             tuning.query_tiles(geometry.kernel, head_dim, wide), SPAN=maps.key_span,
             EXACT_DELTA=wide and not tf32 and not part)  # fmt: skip

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .._blocks import load_lse, load_rows, probabilities, store_rows
+from .._blocks import load_lse, load_rows, lse_of, probabilities, store_rows
 from .._scores import chunk_bias, masked_scores, score_unit
 from .geometry import Geometry
 from .maps import locate, neighbors, place, table_offset
@@ -80,12 +80,16 @@ def backward_q_and_bias(
     """dq and delta, and partial[slice, head, chunk, query, key] = sum of dS."""
     head = tl.program_id(0) % heads
     part = tl.program_id(0) // heads
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
     o_m = tl.arange(0, TH * TW)
     o_n = tl.arange(0, 2 * CW)
     unit = score_unit(scale, True)
     b_sums = (tl.zeros([TH // 2, TW, CW], tl.float32),) * (ROWS + 1)
+
+    # of the box's first rows; those below are as many lines of the table further, which costs nothing
+    p_near, near = chunk_bias(p_bias, head, -BEFORE[0] - o_m // TW, -BEFORE[1] - o_m % TW, o_n, 1, CW, table_offset, P)
 
     work = tiles * tl.cdiv(batch, images)
     share = tl.cdiv(work, slices)
@@ -96,16 +100,16 @@ def backward_q_and_bias(
         q_j = first_j + o_m % TW
         m_q = (q_i >= i0) & (q_j >= j0) & (q_i < n_i) & (q_j < n_j)
         y, x = place(q_i, q_j, g, P)
-        o_row = head * height * width + (y * width + x)
+        o_row = y * width + x
         b0 = w // tiles * images
         for image in range(b0, tl.minimum(b0 + images, batch)):
             b = tl.cast(image, tl.int64)
-            b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
-            p_row = b * height * o_y + head * DV
-            b_g = load_rows(p_grad + p_row, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
-            b_out = load_rows(p_out + p_row, o_y, o_x, y, x, m_q, DV, BDV, False)
-            o_image = b * heads * height * width
-            b_lse, b_norm = load_lse(p_lse, o_image + o_row, m_q, SPLIT)
+            b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y, q_x, ALIGN, y, x, m_q, D, BD, UPCAST)
+            p_row = b * height * o_y * UNIT + head * DV
+            b_g = load_rows(p_grad + p_row, o_y, o_x, UNIT, y, x, m_q, DV, BDV, UPCAST)
+            b_out = load_rows(p_out + p_row, o_y, o_x, UNIT, y, x, m_q, DV, BDV, False)
+            o_image = (b * heads + head) * height * width
+            b_lse, b_norm = load_lse(lse_of(p_lse, o_image, SPLIT), o_row, m_q, SPLIT)
             b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)
             b_dq = tl.zeros([TH * TW, BD], tl.float32)
             afresh = tl.minimum(image, 0)  # 0: or what follows from places would wait for its image in registers
@@ -114,15 +118,13 @@ def backward_q_and_bias(
                 k_j = first_j - BEFORE[1] + o_n % CW
                 m_k = (k_i >= 0) & (k_j >= 0) & (k_i < n_i) & (k_j < n_j)
                 ky, kx = place(k_i, k_j, g, P)
-                b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD,
+                b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y, k_x, ALIGN, ky, kx, m_k, D, BD,
                                 UPCAST)  # fmt: skip
-                b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV,
+                b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV,
                                 UPCAST)  # fmt: skip
-                p_near, near = chunk_bias(p_bias, head, c - BEFORE[0] - o_m // TW, -BEFORE[1] - o_m % TW, o_n, 1,
-                                          CW, table_offset, P)  # fmt: skip
-                b_s = masked_scores(b_q, b_k, scale, p_near, near, 0, head, q_i[:, None], q_j[:, None], k_i[None, :],
-                                    k_j[None, :], n_i, n_j, g, neighbors, m_k[None, :], None, table_offset, P, True,
-                                    PRECISION, FTZ)  # fmt: skip
+                b_s = masked_scores(b_q, b_k, scale, p_near, near + c * (2 * P[1] - 1), 0, head, q_i[:, None],
+                                    q_j[:, None], k_i[None, :], k_j[None, :], n_i, n_j, g, neighbors, m_k[None, :],
+                                    None, table_offset, P, True, PRECISION, FTZ)  # fmt: skip
                 b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
                 b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
                 b_ds = b_p * (b_dp - b_delta[:, None])
@@ -130,7 +132,7 @@ def backward_q_and_bias(
                 b_00, b_10, b_01, b_11 = _rows_apart(b_ds, TH, TW, CW)
                 b_sums = _plus(_plus(_plus(b_sums, b_01, c + 2), b_00 + b_11, c + 1), b_10, c)
             tl.store(p_delta + o_image + o_row, b_delta, mask=m_q)
-            store_rows(p_dq + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, m_q, b_dq * scale, D, BD)
+            store_rows(p_dq + (b * d_b + head * d_h) * ALIGN, d_y, d_x, ALIGN, y, x, m_q, b_dq * scale, D, BD)
 
     SIZE: tl.constexpr = TH // 2 * TW * CW
     p_partial += (part.to(tl.int64) * heads + head) * (ROWS + 1) * SIZE

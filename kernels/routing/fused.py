@@ -32,7 +32,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, geometry: Geome
     tokens, listed = math.prod(geometry.size(*q.shape[1:3])), geometry.count * routes.shape[2]
     if max(tokens, 16 * listed) > LONGEST:
         return f"regions of {tokens} tokens with {listed} routes are over {LONGEST} tokens or {LONGEST // 16} routes"
-    return host.unsupported(q, v)
+    return host.unsupported(q, k, v)
 
 
 def forward(

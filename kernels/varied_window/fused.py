@@ -36,7 +36,7 @@ def unsupported(
     widest = WIDEST.get(q.dtype, 128)
     if max(q.shape[-1], v.shape[-1]) > widest:
         return f"head dimension {max(q.shape[-1], v.shape[-1])} is over {widest}, the most in {q.dtype}"
-    return host.unsupported(q, v)
+    return host.unsupported(q, k, v)
 
 
 def forward(

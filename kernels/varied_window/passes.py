@@ -45,20 +45,21 @@ def _between(place, n):
 
 
 @triton.jit
-def _corner(p, s_y, s_x, y, x, ok, height, width, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
+def _corner(p, s_y, s_x, UNIT: tl.constexpr, y, x, ok, height, width, D: tl.constexpr, BD: tl.constexpr,
+            UPCAST: tl.constexpr):  # fmt: skip
     """Rows of the map at positions, zeros outside of it, in float32."""
     inside = ok & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return load_rows(p, s_y, s_x, y, x, inside, D, BD, UPCAST).to(tl.float32)
+    return load_rows(p, s_y, s_x, UNIT, y, x, inside, D, BD, UPCAST).to(tl.float32)
 
 
 @triton.jit
-def _sample(p, s_y, s_x, y, x, f_y, f_x, ok, height, width, D: tl.constexpr, BD: tl.constexpr,
-            UPCAST: tl.constexpr):  # fmt: skip
+def _sample(p, s_y, s_x, UNIT: tl.constexpr, y, x, f_y, f_x, ok, height, width, D: tl.constexpr,
+            BD: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Bilinear interpolation: a block [T, BD] in the map's type, as every pass sees it."""
-    b = _corner(p, s_y, s_x, y, x, ok, height, width, D, BD, UPCAST) * ((1 - f_y) * (1 - f_x))[:, None]
-    b += _corner(p, s_y, s_x, y, x + 1, ok, height, width, D, BD, UPCAST) * ((1 - f_y) * f_x)[:, None]
-    b += _corner(p, s_y, s_x, y + 1, x, ok, height, width, D, BD, UPCAST) * (f_y * (1 - f_x))[:, None]
-    b += _corner(p, s_y, s_x, y + 1, x + 1, ok, height, width, D, BD, UPCAST) * (f_y * f_x)[:, None]
+    b = _corner(p, s_y, s_x, UNIT, y, x, ok, height, width, D, BD, UPCAST) * ((1 - f_y) * (1 - f_x))[:, None]
+    b += _corner(p, s_y, s_x, UNIT, y, x + 1, ok, height, width, D, BD, UPCAST) * ((1 - f_y) * f_x)[:, None]
+    b += _corner(p, s_y, s_x, UNIT, y + 1, x, ok, height, width, D, BD, UPCAST) * (f_y * (1 - f_x))[:, None]
+    b += _corner(p, s_y, s_x, UNIT, y + 1, x + 1, ok, height, width, D, BD, UPCAST) * (f_y * f_x)[:, None]
     b = b.to(p.dtype.element_ty)
     if UPCAST:
         b = b.to(tl.float32)
@@ -66,13 +67,13 @@ def _sample(p, s_y, s_x, y, x, f_y, f_x, ok, height, width, D: tl.constexpr, BD:
 
 
 @triton.jit
-def _slopes(p, s_y, s_x, y, x, f_y, f_x, ok, b_d, height, width, D: tl.constexpr, BD: tl.constexpr,
+def _slopes(p, s_y, s_x, UNIT: tl.constexpr, y, x, f_y, f_x, ok, b_d, height, width, D: tl.constexpr, BD: tl.constexpr,
             UPCAST: tl.constexpr):  # fmt: skip
     """What the samples' gradient [T, BD] gives to their places: along rows, along columns."""
-    b_00 = tl.sum(_corner(p, s_y, s_x, y, x, ok, height, width, D, BD, UPCAST) * b_d, 1)
-    b_01 = tl.sum(_corner(p, s_y, s_x, y, x + 1, ok, height, width, D, BD, UPCAST) * b_d, 1)
-    b_10 = tl.sum(_corner(p, s_y, s_x, y + 1, x, ok, height, width, D, BD, UPCAST) * b_d, 1)
-    b_11 = tl.sum(_corner(p, s_y, s_x, y + 1, x + 1, ok, height, width, D, BD, UPCAST) * b_d, 1)
+    b_00 = tl.sum(_corner(p, s_y, s_x, UNIT, y, x, ok, height, width, D, BD, UPCAST) * b_d, 1)
+    b_01 = tl.sum(_corner(p, s_y, s_x, UNIT, y, x + 1, ok, height, width, D, BD, UPCAST) * b_d, 1)
+    b_10 = tl.sum(_corner(p, s_y, s_x, UNIT, y + 1, x, ok, height, width, D, BD, UPCAST) * b_d, 1)
+    b_11 = tl.sum(_corner(p, s_y, s_x, UNIT, y + 1, x + 1, ok, height, width, D, BD, UPCAST) * b_d, 1)
     return (b_10 - b_00) * (1 - f_x) + (b_11 - b_01) * f_x, (b_01 - b_00) * (1 - f_y) + (b_11 - b_10) * f_y
 
 
@@ -110,8 +111,9 @@ def varied_forward(
     slices = tl.num_programs(0) // heads
     j = tl.arange(0, T)
     ok = j < P[0] * P[1]
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
     unit = scale * logit_base(SPLIT)
     b_bias = _pair_bias(p_bias, table, head, j, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
     for w in range(first, windows, slices):
@@ -122,18 +124,18 @@ def varied_forward(
         x = w_x * P[1] + j % P[1]
         m_q = ok & (y < height) & (x < width)
         o_w = (b * tiles + w % tiles) * heads + head
-        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
+        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y, q_x, ALIGN, y, x, m_q, D, BD, UPCAST)
         p_kw = p_k + (b * k_b + head * k_h) * ALIGN
         p_vw = p_v + (b * v_b + head * v_h) * ALIGN
         s_y, s_x, f_y, f_x = _look(p_sampling + o_w * 4, w_y, w_x, j, height, width, P)
-        b_k = _sample(p_kw, k_y * ALIGN, k_x * ALIGN, s_y, s_x, f_y, f_x, ok, height, width, D, BD, UPCAST)
-        b_v = _sample(p_vw, v_y * ALIGN, v_x * ALIGN, s_y, s_x, f_y, f_x, ok, height, width, DV, BDV, UPCAST)
+        b_k = _sample(p_kw, k_y, k_x, ALIGN, s_y, s_x, f_y, f_x, ok, height, width, D, BD, UPCAST)
+        b_v = _sample(p_vw, v_y, v_x, ALIGN, s_y, s_x, f_y, f_x, ok, height, width, DV, BDV, UPCAST)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
         b_m = tl.max(b_s, 1)
         b_p = exponentials(b_s, LOG2E if SPLIT else 1.0, b_m[:, None], SPLIT, FTZ)
         b_l = tl.sum(b_p, 1)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION) / b_l[:, None]
-        store_rows(p_out + b * height * o_y + head * DV, o_y, o_x, y, x, m_q, b_o, DV, BDV)
+        store_rows(p_out + b * height * o_y * UNIT + head * DV, o_y, o_x, UNIT, y, x, m_q, b_o, DV, BDV)
         store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT)
 
 
@@ -159,8 +161,9 @@ def varied_backward(
     ok = j < N
     away_y = (j // P[1]).to(tl.float32) - (P[0] - 1) / 2
     away_x = (j % P[1]).to(tl.float32) - (P[1] - 1) / 2
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
     unit = scale * logit_base(SPLIT)
     b_bias = _pair_bias(p_bias, table, head, j, ok, BIAS, P, HAS_BIAS, FTZ, SPLIT)
     b_dbias = tl.zeros([T, T], tl.float32)
@@ -173,14 +176,14 @@ def varied_backward(
         m_q = ok & (y < height) & (x < width)
         o_row = (b * heads + head) * height * width + (y * width + x)
         o_w = (b * tiles + w % tiles) * heads + head
-        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, y, x, m_q, D, BD, UPCAST)
-        b_g = load_rows(p_grad + b * height * o_y + head * DV, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
+        b_q = load_rows(p_q + (b * q_b + head * q_h) * ALIGN, q_y, q_x, ALIGN, y, x, m_q, D, BD, UPCAST)
+        b_g = load_rows(p_grad + b * height * o_y * UNIT + head * DV, o_y, o_x, UNIT, y, x, m_q, DV, BDV, UPCAST)
         b_lse, b_norm = load_lse(p_lse, o_row, m_q, SPLIT)
         p_kw = p_k + (b * k_b + head * k_h) * ALIGN
         p_vw = p_v + (b * v_b + head * v_h) * ALIGN
         s_y, s_x, f_y, f_x = _look(p_sampling + o_w * 4, w_y, w_x, j, height, width, P)
-        b_k = _sample(p_kw, k_y * ALIGN, k_x * ALIGN, s_y, s_x, f_y, f_x, ok, height, width, D, BD, UPCAST)
-        b_v = _sample(p_vw, v_y * ALIGN, v_x * ALIGN, s_y, s_x, f_y, f_x, ok, height, width, DV, BDV, UPCAST)
+        b_k = _sample(p_kw, k_y, k_x, ALIGN, s_y, s_x, f_y, f_x, ok, height, width, D, BD, UPCAST)
+        b_v = _sample(p_vw, v_y, v_x, ALIGN, s_y, s_x, f_y, f_x, ok, height, width, DV, BDV, UPCAST)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
         b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)  # [T, T]
         if SPLIT:  # the sum of dS over a row is exactly 0 only where that of p is 1
@@ -190,17 +193,17 @@ def varied_backward(
         if BIAS_GRAD:
             b_dbias += b_ds
         b_dv = tl.dot(tl.trans(b_p.to(b_g.dtype)), b_g, input_precision=PRECISION)
-        store_rows(p_values + o_w * (N * DV), 0, DV, j, j, ok, b_dv, DV, BDV)
+        store_rows(p_values + o_w * (N * DV), 0, DV, 1, j, j, ok, b_dv, DV, BDV)
         if PLACE_GRAD:  # as soon as can be: registers are short
-            v_rows, v_columns = _slopes(p_vw, v_y * ALIGN, v_x * ALIGN, s_y, s_x, f_y, f_x, ok, b_dv, height, width, DV,
+            v_rows, v_columns = _slopes(p_vw, v_y, v_x, ALIGN, s_y, s_x, f_y, f_x, ok, b_dv, height, width, DV,
                                         BDV, UPCAST)  # fmt: skip
         b_ds = b_ds.to(b_q.dtype)
         b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION) * scale
-        store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y * ALIGN, c_x * ALIGN, y, x, m_q, b_dq, D, BD)
+        store_rows(p_dq + (b * c_b + head * c_h) * ALIGN, c_y, c_x, ALIGN, y, x, m_q, b_dq, D, BD)
         b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION) * scale
-        store_rows(p_keys + o_w * (N * D), 0, D, j, j, ok, b_dk, D, BD)
+        store_rows(p_keys + o_w * (N * D), 0, D, 1, j, j, ok, b_dk, D, BD)
         if PLACE_GRAD:
-            k_rows, k_columns = _slopes(p_kw, k_y * ALIGN, k_x * ALIGN, s_y, s_x, f_y, f_x, ok, b_dk, height, width, D,
+            k_rows, k_columns = _slopes(p_kw, k_y, k_x, ALIGN, s_y, s_x, f_y, f_x, ok, b_dk, height, width, D,
                                         BD, UPCAST)  # fmt: skip
             p_w = p_dsampling + o_w * 4
             tl.store(p_w, tl.sum(k_rows + v_rows, 0))
@@ -264,10 +267,10 @@ def varied_collect(
             s_y = _place(j // P[1], w // columns, tl.load(p_s), tl.load(p_s + 2), P[0])
             s_x = _place(j % P[1], w % columns, tl.load(p_s + 1), tl.load(p_s + 3), P[1])
             b_part = _hat(s_y[None, :] - y.to(tl.float32)[:, None]) * _hat(s_x[None, :] - x.to(tl.float32)[:, None])
-            b_keys = load_rows(p_keys + o_s * (N * D), 0, D, j, j, j < N, D, BD, UPCAST)
-            b_values = load_rows(p_values + o_s * (N * DV), 0, DV, j, j, j < N, DV, BDV, UPCAST)
+            b_keys = load_rows(p_keys + o_s * (N * D), 0, D, 1, j, j, j < N, D, BD, UPCAST)
+            b_values = load_rows(p_values + o_s * (N * DV), 0, DV, 1, j, j, j < N, DV, BDV, UPCAST)
             b_dk = tl.dot(b_part.to(b_keys.dtype), b_keys, b_dk, input_precision=PRECISION)
             b_dv = tl.dot(b_part.to(b_values.dtype), b_values, b_dv, input_precision=PRECISION)
             w = tl.min(tl.where(near & (o_w > w), o_w, tiles), 0)
-    store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y * ALIGN, d_x * ALIGN, y, x, ok, b_dk, D, BD)
-    store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y * ALIGN, e_x * ALIGN, y, x, ok, b_dv, DV, BDV)
+    store_rows(p_dk + (b * d_b + head * d_h) * ALIGN, d_y, d_x, ALIGN, y, x, ok, b_dk, D, BD)
+    store_rows(p_dv + (b * e_b + head * e_h) * ALIGN, e_y, e_x, ALIGN, y, x, ok, b_dv, DV, BDV)

@@ -8,7 +8,7 @@ fixed.
 import triton
 import triton.language as tl
 
-from .._blocks import LOG2E, MASKED, load_lse, load_rows, logit_base, probabilities
+from .._blocks import LOG2E, MASKED, load_lse, load_rows, logit_base, lse_of, probabilities
 
 
 @triton.jit
@@ -33,8 +33,9 @@ def bias_backward(
     part = rest // (ROWS * COLUMNS)
     m_cell = (q_j < N)[:, None] & (k_j < N)[None, :]
     o_cell = q_j[:, None] * N + k_j[None, :]
-    o_x = heads * DV
-    o_y = width.to(tl.int64) * o_x
+    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
+    o_x = heads * (DV // UNIT)
+    o_y = width * o_x
     o_bias = BIAS(head, 0, q_j[:, None], 0, k_j[None, :], 0, P, table)
     b_bias = tl.load(p_bias + o_bias, mask=m_cell, other=MASKED).to(tl.float32) * logit_base(SPLIT)
     b_sum = tl.zeros([BM, BN], tl.float32)
@@ -49,15 +50,16 @@ def bias_backward(
         k_part = PART(0, k_j, g, P)
         m_q = (q_j < N) & (q_part >= 0)
         m_k = (k_j < N) & (k_part >= 0)
-        o_row = (b * heads + head) * height * width + (y * width + x)
+        o_image = (b * heads + head) * height * width
+        o_row = y * width + x
         b_q = load_rows(
-            p_q + (b * q_b + head * q_h) * ALIGN, q_y * ALIGN, q_x * ALIGN, own_y, own_x, m_q, D, BD, UPCAST
+            p_q + (b * q_b + head * q_h) * ALIGN, q_y, q_x, ALIGN, own_y, own_x, m_q, D, BD, UPCAST
         )
-        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y * ALIGN, k_x * ALIGN, ky, kx, m_k, D, BD, UPCAST)
-        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y * ALIGN, v_x * ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
-        b_g = load_rows(p_grad + b * height * o_y + head * DV, o_y, o_x, y, x, m_q, DV, BDV, UPCAST)
-        b_lse, b_norm = load_lse(p_lse, o_row, m_q, SPLIT)
-        b_delta = tl.load(p_delta + o_row, mask=m_q, other=0.0)
+        b_k = load_rows(p_k + (b * k_b + head * k_h) * ALIGN, k_y, k_x, ALIGN, ky, kx, m_k, D, BD, UPCAST)
+        b_v = load_rows(p_v + (b * v_b + head * v_h) * ALIGN, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
+        b_g = load_rows(p_grad + b * height * o_y * UNIT + head * DV, o_y, o_x, UNIT, y, x, m_q, DV, BDV, UPCAST)
+        b_lse, b_norm = load_lse(lse_of(p_lse, o_image, SPLIT), o_row, m_q, SPLIT)
+        b_delta = tl.load(p_delta + o_image + o_row, mask=m_q, other=0.0)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * unit + b_bias
         b_s = tl.where(q_part[:, None] == k_part[None, :], b_s, MASKED)
         b_p = probabilities(b_s, LOG2E if SPLIT else 1.0, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)

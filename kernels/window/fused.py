@@ -40,7 +40,7 @@ _OFFSETS = {
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
-    return host.unsupported(q, v)
+    return host.unsupported(q, k, v)
 
 
 def forward(

@@ -57,6 +57,25 @@ def test_more_than_2_to_the_31_elements():
     assert torch.equal(out[-1:], neighborhood_attention_packed(qkv[-1:].clone(), 3))
 
 
+def test_one_map_of_more_than_2_to_the_31_elements():
+    """Rows of a map are counted in units of 32 bits: the last ones lie 7e9 elements from the first."""
+    side, heads, d, last = 2200, 8, 64, 48
+    free, _ = torch.cuda.mem_get_info()
+    if free < 48 << 30:
+        pytest.skip("needs 48 GiB of free GPU memory")
+    qkv = torch.zeros(1, side, side, 3, heads, d, device="cuda", dtype=torch.bfloat16)
+    grad = torch.zeros(1, side, side, heads, d, device="cuda", dtype=torch.bfloat16)
+    qkv[:, -last:], grad[:, -8:] = torch.randn_like(qkv[:, -last:]), torch.randn_like(grad[:, -8:])
+    bottom = qkv[:, -last:].clone().requires_grad_()      # what the last rows see, and all that sees them, is there
+    expected = neighborhood_attention_packed(bottom, 7)
+    expected_grad, = torch.autograd.grad(expected, bottom, grad[:, -last:])
+    out = neighborhood_attention_packed(qkv.requires_grad_(), 7)
+    found_grad, = torch.autograd.grad(out, qkv, grad)
+    assert torch.equal(out[:, -8:], expected[:, -8:])
+    assert torch.equal(found_grad[:, -8:], expected_grad[:, -8:]) and found_grad[:, -8:].any()
+    assert not found_grad[:, :-last].any()
+
+
 def test_repeats_are_bitwise_equal():
     results = []
     for _ in range(2):
