@@ -47,7 +47,17 @@ with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the su
 import triton
 import triton.language as tl
 
-from ._blocks import LOWEST, exponentials, load_lse, load_rows, lse_of, probabilities, store_lse, store_rows
+from ._blocks import (
+    LOWEST,
+    exponentials,
+    load_lse,
+    load_rows,
+    lse_of,
+    over_sum,
+    probabilities,
+    store_lse,
+    store_rows,
+)
 from ._scores import chunk_bias, masked_scores, related_scores, score_unit
 
 
@@ -169,8 +179,8 @@ def attend_forward(
     UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
     o_x = heads * (DV // UNIT)
     p_out += b * height * width * o_x * UNIT + head * DV
-    store_rows(p_out, width * o_x, o_x, UNIT, y, x, m_q, b_o / b_l[:, None], DV, BDV)
-    store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT)
+    store_rows(p_out, width * o_x, o_x, UNIT, y, x, m_q, over_sum(b_o, b_l, SPLIT, FTZ), DV, BDV)
+    store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT, FTZ)
 
 
 @triton.jit

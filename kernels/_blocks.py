@@ -49,13 +49,34 @@ def _exp2(x, FTZ: tl.constexpr):
 
 
 @triton.jit
-def store_lse(p, o, ok, b_m, b_l, SPLIT: tl.constexpr):
+def over_sum(b_o, b_l, SPLIT: tl.constexpr, FTZ: tl.constexpr):
+    """[N, BDV] over the sums [N] of exponentials, the largest of which are 1."""
+    if SPLIT:
+        return b_o / b_l[:, None]
+    if FTZ:  # rounds twice, by 2^-23 each; a division guards every element against factors that do not occur
+        return b_o * tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [b_l], dtype=tl.float32, is_pure=True, pack=1
+        )[:, None]
+    return b_o * (1.0 / b_l)[:, None]
+
+
+@triton.jit
+def _log2(x, FTZ: tl.constexpr):
+    if FTZ:  # to 2^-22, as a score of this size is rounded
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.log2(x)
+
+
+@triton.jit
+def store_lse(p, o, ok, b_m, b_l, SPLIT: tl.constexpr, FTZ: tl.constexpr):
     """What the backward kernels need to find a query's probabilities again: of the scores' maximum and their sum."""
     if SPLIT:
         tl.store(p + 2 * o, b_m, mask=ok)
         tl.store(p + 2 * o + 1, 1.0 / b_l, mask=ok)
     else:
-        tl.store(p + o, b_m + tl.log2(b_l), mask=ok)
+        tl.store(p + o, b_m + _log2(b_l, FTZ), mask=ok)
 
 
 @triton.jit
@@ -129,6 +150,6 @@ def gather_seen(p, near, ok, FTZ: tl.constexpr):
     if FTZ:
         return tl.inline_asm_elementwise(
             "{ .reg .pred t; setp.ne.b32 t, $2, 0; mov.b32 $0, 0xFF800000; @t ld.global.nc.f32 $0, [$1]; }",
-            "=f,l,r", [p.to(tl.int64) + near * 4, ok.to(tl.int32)], dtype=tl.float32, is_pure=False, pack=1
+            "=f,l,r", [p.to(tl.int64) + near * 4, ok.to(tl.int32)], dtype=tl.float32, is_pure=True, pack=1
         )  # fmt: skip
     return tl.load(p + near, mask=ok, other=MASKED)

@@ -96,7 +96,7 @@ def merge(p_out, p_lse, p_more, p_more_lse, positions, heads, scale, BM: tl.cons
     b_o_more = load_rows(p_more + o_image, 0, o_x, UNIT, o_m, o_m, ok, DV, BDV, False).to(tl.float32)
     b_o = b_o * (b_w / b_l)[:, None] + b_o_more * (b_w_more / b_l)[:, None]
     tl.debug_barrier()  # several threads read each lse: none may replace one before all have
-    store_lse(p_lse, o_row, ok, b_m, b_l, SPLIT)
+    store_lse(p_lse, o_row, ok, b_m, b_l, SPLIT, FTZ)
     store_rows(p_out + o_image, 0, o_x, UNIT, o_m, o_m, ok, b_o, DV, BDV)
 
 

@@ -156,7 +156,7 @@ class _Plan:
             )
             return count, shared | more | dict(
                 MASK=maps.neighbors, NEAR=maps.table_offset, TH=tiles.tile[0], TW=tiles.tile[1], CH=tiles.chunk[0],
-                CW=tiles.chunk[1], num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
+                CW=tiles.chunk[1], **tiles.options)  # fmt: skip
 
         self.tiles, self.forward = open_pass(
             tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias),

@@ -4,12 +4,20 @@ from typing import NamedTuple
 
 
 class Tiles(NamedTuple):
-    """A program's tile (rows, columns), the chunk it walks in (rows, columns), warps and pipeline stages."""
+    """A program's tile (rows, columns), the chunk it walks in (rows, columns), warps, pipeline stages, and how many
+    registers a thread may take, where they are bounded so that one more program fits on a multiprocessor."""
 
     tile: tuple[int, int]
     chunk: tuple[int, int]
     warps: int
     stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict:
+        """As kernels are launched."""
+        bound = {} if self.registers is None else dict(maxnreg=self.registers)
+        return dict(num_warps=self.warps, num_stages=self.stages) | bound
 
 
 def closed_side(kernel: tuple[int, int]) -> tuple[int, int] | None:
@@ -50,8 +58,8 @@ def forward_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: in
             return Tiles((8, 8), (4, 16), 4, 3)
         square = min((8, 8), (4, 16), key=lambda tile: _box(kernel, stride, tile, (8, 8)))
         if not bias and _box(kernel, stride, (8, 8), (4, 16)) <= _box(kernel, stride, square, (8, 8)):
-            return Tiles((8, 8), (4, 16), 4, 3)     # 168 registers instead of 179: three programs a multiprocessor
-        return Tiles(square, (8, 8), 4, 3)
+            return Tiles((8, 8), (4, 16), 4, 3, 168)
+        return Tiles(square, (8, 8), 4, 3, 168)
     if head_dim > 64:
         return Tiles((8, 8), (2, 16), 4, 2)
     return Tiles((8, 8), (2, 16), 4 if bias else 2, 3 if bias else 2)

@@ -22,6 +22,7 @@ from .._blocks import (
     load_lse,
     load_rows,
     logit_base,
+    over_sum,
     probabilities,
     store_lse,
     store_rows,
@@ -134,9 +135,9 @@ def varied_forward(
         b_m = tl.max(b_s, 1)
         b_p = exponentials(b_s, LOG2E if SPLIT else 1.0, b_m[:, None], SPLIT, FTZ)
         b_l = tl.sum(b_p, 1)
-        b_o = tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION) / b_l[:, None]
+        b_o = over_sum(tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION), b_l, SPLIT, FTZ)
         store_rows(p_out + b * height * o_y * UNIT + head * DV, o_y, o_x, UNIT, y, x, m_q, b_o, DV, BDV)
-        store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT)
+        store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT, FTZ)
 
 
 @triton.jit
