@@ -39,6 +39,8 @@ Where these are not enough an op may bring more (None otherwise):
     instead of BIAS, for float32 numbers: where the bias of a key (i, j) from its query lies, linear in i and j. MASK
     must then be false for queries beyond the space.
 
+TWINS: k's and v's rows have the same strides, so that their offsets are worked out once.
+
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
 Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients need:
 with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the sum. Every sum is float32; no atomics.
@@ -115,6 +117,7 @@ def attend_forward(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
     FEATURE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
+    TWINS: tl.constexpr = False,
 ):  # fmt: skip
     """out = softmax(scale q k^T + bias) v and the log2-sum-exp of a tile of queries. Strides count ALIGN elements."""
     head, t, b = _program(tiles, heads)
@@ -123,6 +126,8 @@ def attend_forward(
         return
     if LIST is not None:
         g = LIST(p_bias, table, b, g, P)
+    if TWINS:
+        v_y, v_x = k_y, k_x
     p_q += (b * q_b + head * q_h) * ALIGN
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN
@@ -195,6 +200,7 @@ def attend_backward_q(
     EXACT_DELTA: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
     FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
+    TWINS: tl.constexpr = False,
 ):  # fmt: skip
     """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
 
@@ -207,6 +213,8 @@ def attend_backward_q(
         return
     if LIST is not None:
         g = LIST(p_bias, table, b, g, P)
+    if TWINS:
+        v_y, v_x = k_y, k_x
     p_q += (b * q_b + head * q_h) * ALIGN
     p_k += (b * k_b + head * k_h) * ALIGN
     p_v += (b * v_b + head * v_h) * ALIGN

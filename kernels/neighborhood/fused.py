@@ -50,7 +50,8 @@ def forward(
         return out, lse
     bias = _table(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v)
-    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part)
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part,
+                 k.stride() == v.stride())
     tensors = (q, k, v, q if bias is None else bias, out, lse)
     table = 1 if bias is None else bias.numel()
     if plan.closed:
@@ -78,7 +79,8 @@ def backward(
         return torch.zeros(bias.shape, device=q.device) if bias_grad else None
     bias = _table(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v, dq, dk, dv)
-    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part)
+    plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part,
+                 k.stride() == v.stride())
     table, entries = (q, 1) if bias is None else (bias, bias.numel())
     if plan.closed:
         windows = batch * plan.tiles
@@ -125,7 +127,7 @@ class _Plan:
     """The launches' constants for one geometry, map and dtype: worked out once, since they cost more than a launch."""
 
     def __init__(self, geometry: Geometry, height: int, width: int, d: int, dv: int, dtype: torch.dtype, bias: bool,
-                 align: int, tf32: bool, part: bool = False) -> None:  # fmt: skip
+                 align: int, tf32: bool, part: bool = False, twins: bool = False) -> None:  # fmt: skip
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
         shared = host.constants(d, dv, dtype, bias, align, tf32) | dict(
@@ -149,6 +151,8 @@ class _Plan:
             ]
             return
 
+        walk = dict(SPAN=maps.key_span, TWINS=twins and d == dv)
+
         def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:
             count = math.prod(
                 dil * math.ceil(math.ceil(n / dil) / t)
@@ -159,10 +163,9 @@ class _Plan:
                 CW=tiles.chunk[1], **tiles.options)  # fmt: skip
 
         self.tiles, self.forward = open_pass(
-            tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias),
-            SPAN=maps.key_span)  # fmt: skip
+            tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias), **walk)  # fmt: skip
         self.query_tiles, self.queries = open_pass(
-            tuning.query_tiles(geometry.kernel, head_dim, wide), SPAN=maps.key_span,
+            tuning.query_tiles(geometry.kernel, head_dim, wide), **walk,
             EXACT_DELTA=wide and not tf32 and not part)  # fmt: skip
         self.key_tiles, self.keys = open_pass(
             tuning.key_tiles(geometry.kernel, head_dim, wide), SPAN_T=maps.query_span)  # fmt: skip
@@ -179,7 +182,7 @@ class _Plan:
             (th, tw), cw = joint.TILE, joint.COLUMNS
             self.joint_tiles, _ = open_pass(tuning.Tiles(joint.TILE, (1, cw), 4, 2))
             self.joint = {name: shared[name] for name in names} | dict(
-                TH=th, TW=tw, CW=cw, BEFORE=found.before, NEEDS=found.needs, ROWS=found.rows,
+                TWINS=walk["TWINS"], TH=th, TW=tw, CW=cw, BEFORE=found.before, NEEDS=found.needs, ROWS=found.rows,
                 num_warps=4, num_stages=2)  # fmt: skip
             depth = th // 2 * tw
             self.fold = fold | dict(

@@ -75,9 +75,11 @@ def backward_q_and_bias(
     P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CW: tl.constexpr, BEFORE: tl.constexpr,
     NEEDS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    FTZ: tl.constexpr, SPLIT: tl.constexpr,
+    FTZ: tl.constexpr, SPLIT: tl.constexpr, TWINS: tl.constexpr,
 ):  # fmt: skip
     """dq and delta, and partial[slice, head, chunk, query, key] = sum of dS."""
+    if TWINS:
+        v_y, v_x = k_y, k_x
     head = tl.program_id(0) % heads
     part = tl.program_id(0) // heads
     UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
