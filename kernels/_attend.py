@@ -39,7 +39,7 @@ Where these are not enough an op may bring more (None otherwise):
     instead of BIAS, for float32 numbers: where the bias of a key (i, j) from its query lies, linear in i and j. MASK
     must then be false for queries beyond the space.
 
-TWINS: k's and v's rows have the same strides, so that their offsets are worked out once.
+TWINS: q, k and v have the same strides, so that their offsets are worked out once.
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
 Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients need:

@@ -120,9 +120,12 @@ def attend_closed_forward(
     TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT: tl.constexpr, TWINS: tl.constexpr = False,
 ):  # fmt: skip
     """out and lse of all windows of one head in this program's slice. Strides count ALIGN elements."""
+    if TWINS:
+        k_b, k_y, k_x, k_h = q_b, q_y, q_x, q_h
+        v_b, v_y, v_x, v_h = q_b, q_y, q_x, q_h
     head = tl.program_id(0) % heads
     first = tl.program_id(0) // heads
     slices = tl.num_programs(0) // heads
@@ -175,9 +178,14 @@ def attend_closed_backward(
     TH: tl.constexpr, TW: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, BIAS_GRAD: tl.constexpr, CLAMP: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
+    UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr, TWINS: tl.constexpr = False,
 ):  # fmt: skip
     """All gradients of this program's slice; ``p_dbias``: one [TH * TW, TH * TW] sum of dS a program."""
+    if TWINS:
+        k_b, k_y, k_x, k_h = q_b, q_y, q_x, q_h
+        v_b, v_y, v_x, v_h = q_b, q_y, q_x, q_h
+        d_b, d_y, d_x, d_h = c_b, c_y, c_x, c_h
+        e_b, e_y, e_x, e_h = c_b, c_y, c_x, c_h
     head = tl.program_id(0) % heads
     first = tl.program_id(0) // heads
     slices = tl.num_programs(0) // heads

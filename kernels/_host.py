@@ -84,6 +84,11 @@ def strides(*tensors: Tensor) -> tuple[list[int], int]:
     return [s // align for s in flat], align
 
 
+def twins(strides: list[int]) -> bool:
+    """Whether the maps of each three, q, k and v and their gradients, have the same strides, and so offsets."""
+    return all(strides[i:i + 4] == strides[i + 4:i + 8] == strides[i + 8:i + 12] for i in range(0, len(strides), 12))
+
+
 @functools.cache
 def device(device: torch.device) -> tuple[int, tuple[int, int]]:
     """(multiprocessors, compute capability); of an H200 where there is no GPU."""

@@ -51,7 +51,7 @@ def forward(
     bias = _table(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v)
     plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part,
-                 k.stride() == v.stride())
+                 host.twins(strides))
     tensors = (q, k, v, q if bias is None else bias, out, lse)
     table = 1 if bias is None else bias.numel()
     if plan.closed:
@@ -80,7 +80,7 @@ def backward(
     bias = _table(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v, dq, dk, dv)
     plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part,
-                 k.stride() == v.stride())
+                 host.twins(strides))
     table, entries = (q, 1) if bias is None else (bias, bias.numel())
     if plan.closed:
         windows = batch * plan.tiles
@@ -143,7 +143,7 @@ class _Plan:
             warps, forward_stages, backward_stages = tuning.closed_launch(head_dim, wide)
             # all groups are alike, so the maps that tell them apart are never asked
             shared |= dict(ALIKE=True, CLAMP=True, KINDS=None, KIND=None, PICK=None, PART=None, TH=side[0], TW=side[1],
-                           num_warps=warps)  # fmt: skip
+                           num_warps=warps, TWINS=twins)  # fmt: skip
             self.forward = shared | dict(num_stages=forward_stages)
             self.fold = fold | dict(CELL=closed.closed_cell, T=side, DEPTH=side[0] * side[1])
             self.closed_backward = [
@@ -151,7 +151,7 @@ class _Plan:
             ]
             return
 
-        walk = dict(SPAN=maps.key_span, TWINS=twins and d == dv)
+        walk = dict(SPAN=maps.key_span, TWINS=twins)
 
         def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:
             count = math.prod(

@@ -55,7 +55,7 @@ def forward(
         return out, lse
     bias = _bias(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v)
-    plan = _planned(geometry, q, k, v, bias, align)
+    plan = _planned(geometry, q, k, v, bias, align, host.twins(strides))
     tensors = (q, k, v, q if bias is None else bias, out, lse)
     table = 1 if bias is None else bias.numel()
     if plan.closed:
@@ -96,7 +96,7 @@ def _backward(
     grad_out = grad_out.contiguous()
     bias = _bias(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v, dq, dk, dv)
-    plan = _planned(geometry, q, k, v, bias, align)
+    plan = _planned(geometry, q, k, v, bias, align, host.twins(strides))
     table, entries = (q, 1) if bias is None else (bias, bias.numel())
     tensors = (q, k, v, table)
     packed = geometry.packed_windows(height, width)
@@ -130,7 +130,7 @@ class _Plan:
     """The launches' constants for one window and dtype: worked out once, since they cost more than a launch."""
 
     def __init__(self, window: tuple[int, int], grid: bool, whole: bool, own: bool, d: int, dv: int, dtype: torch.dtype,
-                 bias: tuple[str, torch.dtype] | None, align: int, tf32: bool) -> None:  # fmt: skip
+                 bias: tuple[str, torch.dtype] | None, align: int, tf32: bool, twins: bool) -> None:  # fmt: skip
         layout = PAIRS if bias is None else bias[0]  # its dtype too tells plans apart: kernels are compiled for it
         wide = dtype == torch.float32
         head_dim = host.padded(max(d, dv))
@@ -144,11 +144,13 @@ class _Plan:
         self.fold = table_fold(window, self.size) if layout != PAIRS else None
         if self.closed:
             shared |= packed | dict(ALIKE=whole, KINDS=maps.packed_kinds, KIND=maps.packed_kind, PICK=maps.packed_pick,
-                                    BIAS=whole_bias, CLAMP=False, TH=1, TW=self.size)  # fmt: skip
+                                    BIAS=whole_bias, CLAMP=False, TH=1, TW=self.size, TWINS=twins)  # fmt: skip
             self.forward = shared | tuning.closed_forward(self.size, head_dim, wide)
             options = tuning.closed_backward(self.size, head_dim, wide, whole)
             self.closed_backward = [shared | options | dict(BIAS_GRAD=grad) for grad in (False, True)]
             return
+
+        walk = dict(SPAN=maps.cut_span, TWINS=twins)
 
         def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:
             return ceil_div(math.prod(window), tiles.tile), shared | more | dict(
@@ -156,9 +158,9 @@ class _Plan:
                 OWN=maps.cut_own if own else maps.cut_place, MASK=maps.in_line, BIAS=cut_bias,
                 TH=1, TW=tiles.tile, CH=1, CW=tiles.chunk, num_warps=tiles.warps, num_stages=tiles.stages)  # fmt: skip
 
-        self.tiles, self.forward = open_pass(tuning.forward_tiles(head_dim, wide), SPAN=maps.cut_span)
+        self.tiles, self.forward = open_pass(tuning.forward_tiles(head_dim, wide), **walk)
         self.query_tiles, self.queries = open_pass(
-            tuning.query_tiles(head_dim, wide), SPAN=maps.cut_span, EXACT_DELTA=wide and not tf32)  # fmt: skip
+            tuning.query_tiles(head_dim, wide), **walk, EXACT_DELTA=wide and not tf32)  # fmt: skip
         self.key_tiles, self.keys = open_pass(tuning.key_tiles(head_dim, wide), SPAN_T=maps.cut_span)
         tiles = tuning.bias_tiles(head_dim, wide)
         self.bias_blocks = ceil_div(math.prod(window), tiles.tile) * ceil_div(math.prod(window), tiles.chunk)
@@ -169,10 +171,11 @@ class _Plan:
 _plan = functools.lru_cache(maxsize=4096)(_Plan)
 
 
-def _planned(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, align: int) -> _Plan:
+def _planned(geometry: Geometry, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, align: int,
+             twins: bool) -> _Plan:  # fmt: skip
     # windows that are all alike run kernels of their own; beyond that, a new map compiles nothing
     return _plan(geometry.window, geometry.grid, geometry.is_whole(*k.shape[1:3]), q.shape != k.shape, k.shape[-1],
-                 v.shape[-1], q.dtype, _layout(geometry, bias), align, host.tf32())  # fmt: skip
+                 v.shape[-1], q.dtype, _layout(geometry, bias), align, host.tf32(), twins)  # fmt: skip
 
 
 def _layout(geometry: Geometry, bias: Tensor | None) -> tuple[str, torch.dtype] | None:
