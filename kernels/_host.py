@@ -26,23 +26,22 @@ def unsupported(q: Tensor, *others: Tensor) -> str | None:
         return f"head dimension {head_dim} is over 256"
     if q.is_cuda and device(q.device)[1] < (8, 0):
         return f"compute capability {device(q.device)[1]} is below (8, 0)"
-    units = max(map(_units, (q, *others)))
+    units = _units(q, *others)
     if units >= FAR:
         return f"an image takes {units} units of memory, and the kernels count less than {FAR}"
     return None
 
 
-def _units(t: Tensor) -> int:
-    """How far an image's elements lie apart at most, in units of what its strides or its last dimension divide.
+def _units(*tensors: Tensor) -> int:
+    """How far an image's elements lie apart at most, in the largest unit that all strides and gradients share.
 
     Symbolic sizes are of calls yet to come: nothing is said of them.
     """
-    shape, strides = t.shape[1:], t.stride()[1:]
-    if not all(type(n) is int for n in (*shape, *strides)):
+    if not all(type(n) is int for t in tensors for n in (*t.shape, *t.stride())):
         return 0
-    reach = sum((n - 1) * abs(s) for n, s in zip(shape, strides, strict=True) if n > 0)
-    own, contiguous = math.gcd(8, *t.stride()[:-1]), math.prod(shape)
-    return max(reach // own, contiguous // (shape[-1] & -shape[-1] or 1))
+    unit = math.gcd(8, *(n for t in tensors for n in (*t.stride()[:-1], t.shape[-1])))
+    reach = (sum((n - 1) * s for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) for t in tensors)
+    return max(*reach, *(math.prod(t.shape[1:]) for t in tensors)) // unit
 
 
 def constants(d: int, dv: int, dtype: torch.dtype, bias: bool, align: int, allow_tf32: bool) -> dict:
