@@ -1,7 +1,7 @@
 """The tile engine under every softmax attention of this package: one forward, one dq and one dk/dv Triton kernel.
 
-A program owns one tile of ``TH x TW`` positions of one head of one image (queries in :func:`attend_forward` and
-:func:`attend_backward_q`, keys in :func:`attend_backward_kv`) and walks the box of positions that the tile may see in
+A program owns one tile of ``TH x TW`` positions of one head of one image (queries in :func:`attend_forward` and in
+:mod:`._attend_queries`, which has the dq kernel, keys in :func:`attend_backward_kv`) and walks the box of positions that the tile may see in
 chunks of ``CH x CW``. What an op adds are index maps, ``triton.jit`` functions passed as constexpr arguments and
 inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's constexpr parameters:
 
@@ -43,7 +43,7 @@ TWINS: q, k and v have the same strides, so that their offsets are worked out on
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
 Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients need:
-with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the sum. Every sum is float32; no atomics.
+with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the sum. Every sum is float32, in a fixed order.
 """
 
 import triton
@@ -186,116 +186,6 @@ def attend_forward(
     p_out += b * height * width * o_x * UNIT + head * DV
     store_rows(p_out, width * o_x, o_x, UNIT, y, x, m_q, over_sum(b_o, b_l, SPLIT, FTZ), DV, BDV)
     store_lse(p_lse, (b * heads + head) * height * width + (y * width + x), m_q, b_m, b_l, SPLIT, FTZ)
-
-
-@triton.jit
-def attend_backward_q(
-    p_q, p_k, p_v, p_bias, p_out, p_grad, p_lse, p_delta, p_dq,
-    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, d_b, d_y, d_x, d_h,
-    height, width, heads, tiles, a_y, a_x, scale, table,
-    LOCATE: tl.constexpr, PLACE: tl.constexpr, OWN: tl.constexpr, SPAN: tl.constexpr, MASK: tl.constexpr,
-    BIAS: tl.constexpr, P: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CH: tl.constexpr, CW: tl.constexpr,
-    D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
-    EXACT_DELTA: tl.constexpr,
-    KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
-    TWINS: tl.constexpr = False,
-):  # fmt: skip
-    """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
-
-    ``EXACT_DELTA`` takes the mean of dp under p instead, in a walk of its own: where one key takes nearly all the
-    weight, dp - delta cancels, and only so do the rounding errors of dp, and of p's sum, cancel too.
-    """
-    head, t, b = _program(tiles, heads)
-    i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
-    if (i0 >= n_i) | (j0 >= n_j):
-        return
-    if LIST is not None:
-        g = LIST(p_bias, table, b, g, P)
-    if TWINS:
-        v_y, v_x = k_y, k_x
-    p_q += (b * q_b + head * q_h) * ALIGN
-    p_k += (b * k_b + head * k_h) * ALIGN
-    p_v += (b * v_b + head * v_h) * ALIGN
-    p_dq += (b * d_b + head * d_h) * ALIGN
-    UNIT: tl.constexpr = DV & -DV  # of rows of out and its gradient
-    o_x = heads * (DV // UNIT)
-    o_y = width * o_x
-    p_out += b * height * width * o_x * UNIT + head * DV
-    p_grad += b * height * width * o_x * UNIT + head * DV
-    o_image = (b * heads + head) * height * width
-    o_m = tl.arange(0, TH * TW)
-    o_n = tl.arange(0, CH * CW)
-    q_i = i0 + o_m // TW
-    q_j = j0 + o_m % TW
-    m_q = (q_i < n_i) & (q_j < n_j)
-    y, x = PLACE(q_i, q_j, g, P)
-    m_q = _there(y, x, m_q, g, QUERY_AT, P)
-    o_row = y * width + x
-    own_y, own_x = OWN(q_i, q_j, g, P)
-    b_q = load_rows(p_q, q_y, q_x, ALIGN, own_y, own_x, m_q, D, BD, UPCAST)  # [BM, BD]
-    b_g = load_rows(p_grad, o_y, o_x, UNIT, y, x, m_q, DV, BDV, UPCAST)  # [BM, BDV]
-    b_lse, b_norm = load_lse(lse_of(p_lse, o_image, SPLIT), o_row, m_q, SPLIT)
-    if EXACT_DELTA:
-        b_delta = tl.zeros([TH * TW], tl.float32)
-        b_total = tl.zeros([TH * TW], tl.float32)
-    else:
-        b_out = load_rows(p_out, o_y, o_x, UNIT, y, x, m_q, DV, BDV, False)
-        b_delta = tl.sum(b_g.to(tl.float32) * b_out.to(tl.float32), 1)  # [BM]
-    b_dq = tl.zeros([TH * TW, BD], tl.float32)
-    if RELATE is not None:
-        b_r, b_c = RELATE(p_bias, table, b_q, q_i, q_j, o_image, o_row, m_q, P, BD, PRECISION, UPCAST)
-        b_dr = tl.zeros(b_r.shape, tl.float32)
-        b_dc = tl.zeros(b_c.shape, tl.float32)
-
-    i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, g, TH, TW, P)
-    unit = score_unit(scale, HAS_BIAS)
-    for step in tl.static_range(2 if EXACT_DELTA else 1):
-        c_i, c_j = i_lo, j_lo
-        for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
-            k_i = c_i + o_n // CW
-            k_j = c_j + o_n % CW
-            m_k = (k_i < i_hi) & (k_j < j_hi)
-            ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
-            m_k = _there(ky, kx, m_k, g, KEY_AT, P)
-            b_k = load_rows(p_k, k_y, k_x, ALIGN, ky, kx, m_k, D, BD, UPCAST)
-            b_v = load_rows(p_v, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV, UPCAST)
-            if RELATE is None:
-                p_near, near = p_bias, 0
-                if HAS_BIAS and NEAR is not None:
-                    p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, NEAR, P)
-                b_s = masked_scores(b_q, b_k, scale, p_near, near, table, head, q_i[:, None], q_j[:, None],
-                                    k_i[None, :], k_j[None, :], n_i, n_j, g, MASK, m_k[None, :], BIAS, NEAR, P,
-                                    HAS_BIAS, PRECISION, FTZ)  # fmt: skip
-            else:
-                b_u, b_w, seen = FEATURE(k_i, k_j, c_i, g, P, b_k.dtype)
-                b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-                b_s = related_scores(b_s, b_r, b_c, tl.trans(b_u), tl.trans(b_w), seen[None, :], scale, PRECISION)
-            b_p = probabilities(b_s, unit, b_lse[:, None], b_norm[:, None], SPLIT, FTZ)
-            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-            if EXACT_DELTA and step == 0:
-                b_delta += tl.sum(b_p * b_dp, 1)
-                b_total += tl.sum(b_p, 1)
-            else:
-                b_ds = b_p * (b_dp - b_delta[:, None])  # [BM, BN]
-                b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-                if RELATE is not None:
-                    b_dr = tl.dot(b_ds.to(b_u.dtype), b_u, b_dr, input_precision=PRECISION)
-                    b_dc = tl.dot(b_ds.to(b_w.dtype), b_w, b_dc, input_precision=PRECISION)
-            c_i, c_j = _next_chunk(c_i, c_j, i_lo, i_hi, CH, CW)
-        if EXACT_DELTA and step == 0:
-            if LIST is None:
-                b_delta /= tl.where(m_q, b_total, 1.0)
-            else:
-                b_delta /= tl.where(m_q & (b_total > 0), b_total, 1.0)
-
-    tl.store(p_delta + o_image + o_row, b_delta, mask=m_q)
-    if RELATE is None:
-        store_rows(p_dq, d_y, d_x, ALIGN, y, x, m_q, b_dq * scale, D, BD)
-    else:
-        b_add = UNRELATE(p_bias, table, b_dr, b_dc, q_i, q_j, o_image, o_row, m_q, P, BD, PRECISION, UPCAST)
-        store_rows(p_dq, d_y, d_x, ALIGN, y, x, m_q, b_dq * scale + b_add, D, BD)
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import _attend as engine
+from .. import _attend_queries as queries
 from .. import _host as host
 from .._arguments import ceil_div
 from .._launch import launch, unspecialised
@@ -23,7 +24,7 @@ from .geometry import Geometry
 LONGEST = 64  # positions of a window along an axis
 
 FORWARD = unspecialised(engine.attend_forward)
-BACKWARD_Q = unspecialised(engine.attend_backward_q)
+BACKWARD_Q = unspecialised(queries.attend_backward_q)
 BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 TABLE_BACKWARD = unspecialised(relative.table_backward)
 

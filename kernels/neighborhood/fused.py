@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _attend as engine
 from .. import _attend_closed as closed
+from .. import _attend_queries as queries
 from .. import _host as host
 from .._fold import fold_bias
 from .._launch import launch, unspecialised
@@ -22,15 +23,14 @@ from . import bias as overlapping
 from . import joint, maps, tuning
 from .geometry import Geometry
 
-BIAS_TILE = (16, 32, 32)  # queries, keys and images that a step of the table's gradient takes
-BIAS_SLICES = 8  # programs of one warp
+SUMS = 1 << 25  # of the table's gradient, about
 
 FORWARD = unspecialised(engine.attend_forward)
-BACKWARD_Q = unspecialised(engine.attend_backward_q)
+BACKWARD_Q = unspecialised(queries.attend_backward_q)
 BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 CLOSED_FORWARD = unspecialised(closed.attend_closed_forward)
 CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
-BIAS_BACKWARD = unspecialised(overlapping.bias_backward)
+BACKWARD_Q_AND_TABLE = unspecialised(queries.attend_backward_q_and_table)
 JOINT_BACKWARD = unspecialised(joint.backward_q_and_bias)
 FOLD_BIAS = unspecialised(fold_bias)
 
@@ -104,23 +104,19 @@ def backward(
         launch(JOINT_BACKWARD, slices * heads, plan.joint, q, k, v, table, out, grad_out, lse, delta, dq, partial,
                *strides[:16], batch, images, height, width, heads, plan.joint_tiles, *geometry.dilation, slices,
                scale)  # fmt: skip
+    elif bias_grad:
+        cells = plan.cells
+        slices = min(batch * plan.table_tiles, _slices(host.programs(q.device, heads), heads * cells))
+        partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
+        launch(BACKWARD_Q_AND_TABLE, slices * heads, plan.table, q, k, v, table, out, grad_out, lse, delta, dq, partial,
+               *strides[:16], batch, height, width, heads, plan.table_tiles, *geometry.dilation, slices, scale,
+               entries)  # fmt: skip
     else:
         launch(BACKWARD_Q, batch * heads * plan.query_tiles, plan.queries, q, k, v, table, out, grad_out, lse, delta,
                dq, *strides[:16], height, width, heads, plan.query_tiles, *numbers)  # fmt: skip
     launch(BACKWARD_KV, batch * heads * plan.key_tiles, plan.keys, q, k, v, table, grad_out, lse, delta, dk, dv,
            *strides[:12], *strides[16:], height, width, heads, plan.key_tiles, *numbers)  # fmt: skip
-    if not bias_grad:
-        return None
-    if joint_pass:
-        return _fold(partial, bias, slices, cells, plan)
-    bq, bk, _ = BIAS_TILE
-    lines = (2 * geometry.kernel[0] - 1) * math.ceil((bq + 2 * geometry.kernel[1] - 2) / bk)
-    slices = max(1, BIAS_SLICES * host.programs(q.device, heads) // lines)  # these programs are one warp
-    cells = lines * bq * bk
-    partial = torch.empty(slices * heads * cells, device=q.device, dtype=torch.float32)
-    launch(BIAS_BACKWARD, slices * lines * heads, plan.bias, q, k, v, table, grad_out, lse, delta, partial,
-           *strides[:12], batch, height, width, heads, *geometry.dilation, slices, scale)  # fmt: skip
-    return _fold(partial, bias, slices, cells, plan)
+    return _fold(partial, bias, slices, cells, plan) if bias_grad else None
 
 
 class _Plan:
@@ -164,22 +160,28 @@ class _Plan:
 
         self.tiles, self.forward = open_pass(
             tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias), **walk)  # fmt: skip
-        self.query_tiles, self.queries = open_pass(
-            tuning.query_tiles(geometry.kernel, head_dim, wide), **walk,
-            EXACT_DELTA=wide and not tf32 and not part)  # fmt: skip
         self.key_tiles, self.keys = open_pass(
             tuning.key_tiles(geometry.kernel, head_dim, wide), SPAN_T=maps.query_span)  # fmt: skip
-        names = ("P", "D", "BD", "DV", "BDV", "ALIGN", "PRECISION", "UPCAST", "FTZ", "SPLIT")
-        self.bias = {name: shared[name] for name in names} | dict(
-            BQ=BIAS_TILE[0], BK=BIAS_TILE[1], IMAGES=BIAS_TILE[2], num_warps=1 if head_dim <= 32 and not wide else 4,
-            num_stages=1 if wide else 3)  # fmt: skip
-        self.fold = fold | dict(CELL=overlapping.overlapping_cell, T=BIAS_TILE[:2], DEPTH=BIAS_TILE[0])
+        exact = dict(EXACT_DELTA=wide and not tf32 and not part)
+        self.query_tiles, self.queries = open_pass(
+            tuning.query_tiles(geometry.kernel, geometry.stride, head_dim, wide), **walk, **exact)
+        tiles = tuning.table_tiles(head_dim, wide)
+        before, places = overlapping.places(geometry, tiles.tile, tiles.chunk)
+        self.cells = math.prod(places) * math.prod(overlapping.sums(tiles.tile, tiles.chunk))
+        self.table_tiles, self.table = open_pass(
+            tiles, **walk | exact | dict(
+                P=shared["P"] + (before, places, tiles.chunk), SPAN=overlapping.gridded_span,
+                KEY_AT=overlapping.on_map, TALLY=overlapping.add_displaced, CELLS=self.cells))  # fmt: skip
+        reach = [-(-(t + c - 1) // c) for t, c in zip(tiles.tile, tiles.chunk, strict=True)]
+        self.fold = fold | dict(CELL=overlapping.displaced_cell, T=(before, places, tiles.tile, tiles.chunk, *reach),
+                                DEPTH=triton.next_power_of_2(math.prod(reach)))  # fmt: skip
 
         # sums of wider heads would not fit into registers
         found = None if wide or head_dim > 32 or not bias else joint.box(geometry)
         self.joint = None
         if found is not None:
             (th, tw), cw = joint.TILE, joint.COLUMNS
+            names = ("P", "D", "BD", "DV", "BDV", "ALIGN", "PRECISION", "UPCAST", "FTZ", "SPLIT")
             self.joint_tiles, _ = open_pass(tuning.Tiles(joint.TILE, (1, cw), 4, 2))
             self.joint = {name: shared[name] for name in names} | dict(
                 TWINS=walk["TWINS"], TH=th, TW=tw, CW=cw, BEFORE=found.before, NEEDS=found.needs, ROWS=found.rows,
@@ -208,6 +210,12 @@ def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> 
     if scale > 0:
         return None
     return torch.zeros(q.shape[3], *(2 * n - 1 for n in geometry.kernel), device=q.device)
+
+
+def _slices(programs: int, sums: int) -> int:
+    """How many programs a head: whether 2, 3, 4 or 6 fit on a multiprocessor, none should stand idle in the end."""
+    most = next((n for n in (3 * programs, programs) if n * sums <= SUMS), programs // 2)
+    return max(1, most)
 
 
 def _fold(partial: Tensor, bias: Tensor, slices: int, cells: int, plan: _Plan) -> Tensor:

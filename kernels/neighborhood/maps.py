@@ -90,17 +90,21 @@ def _within(q, k, start, K: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _sees(q, k, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr):
+def _sees(q, k, n, K: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr, TWO: tl.constexpr):
     start = window_start(q, n, K, S, C)
     if BIAS:  # what a tile holds beyond the map sees nothing: its biases would lie outside the table
         start = tl.where(q < n, start, BEYOND)
         q = tl.where(q < n, q, BEYOND)
+    if TWO and not C:
+        return (k >= start) & (k < start + K)
     return _within(q, k, start, K, C)
 
 
 @triton.jit
 def neighbors(q_i, q_j, k_i, k_j, n_i, n_j, P: tl.constexpr):
-    return _sees(q_i, k_i, n_i, P[0], P[2], P[4], P[6]) & _sees(q_j, k_j, n_j, P[1], P[3], P[5], P[6])
+    # of i < K and j < K the compiler makes i | j < K where K is a power of two: two instructions a score more
+    TWO: tl.constexpr = P[1] & (P[1] - 1) == 0
+    return _sees(q_i, k_i, n_i, P[0], P[2], P[4], P[6], False) & _sees(q_j, k_j, n_j, P[1], P[3], P[5], P[6], TWO)
 
 
 @triton.jit

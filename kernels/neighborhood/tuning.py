@@ -1,5 +1,6 @@
 """Tile shapes by pass, head dimension, dtype and window: a small table, never keyed by batch or map size."""
 
+import itertools
 from typing import NamedTuple
 
 
@@ -42,9 +43,18 @@ def _chunk(kernel: tuple[int, int]) -> tuple[int, int]:
 
 def _box(kernel: tuple[int, int], stride: tuple[int, int], tile: tuple[int, int], chunk: tuple[int, int]) -> int:
     """Keys that a tile of queries meets, in whole chunks: for wide windows the time is proportional to it."""
-    axes = zip(kernel, stride, tile, chunk, strict=True)
-    rows, columns = (-(-(k + (t - 1) // s * s) // c) * c for k, s, t, c in axes)  # a stride shares one window
-    return rows * columns
+    keys = 1
+    for k, s, t, c in zip(kernel, stride, tile, chunk, strict=True):
+        further = 0 if s % t == 0 else t - s if t % s == 0 else t - 1  # a stride shares one window
+        keys *= -(-(k + further) // c) * c
+    return keys
+
+
+def _fewest(kernel: tuple[int, int], stride: tuple[int, int], *chunks: tuple[int, int]) -> tuple[tuple, tuple]:
+    """Of 64 queries the tile, and the chunk, that meet the fewest keys; the first of equals."""
+    pairs = itertools.product(((8, 8), (16, 4), (4, 16)), chunks)
+    tile, chunk = min(pairs, key=lambda pair: _box(kernel, stride, *pair))
+    return tile, chunk
 
 
 def forward_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: int, wide: bool, bias: bool) -> Tiles:
@@ -54,22 +64,28 @@ def forward_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: in
     if head_dim > 128:
         return Tiles((4, 8), (4, 8), 4, 2)
     if kernel[1] > 9:
-        if head_dim > 64:
-            return Tiles((8, 8), (4, 16), 4, 3)
-        square = min((8, 8), (4, 16), key=lambda tile: _box(kernel, stride, tile, (8, 8)))
-        if not bias and _box(kernel, stride, (8, 8), (4, 16)) <= _box(kernel, stride, square, (8, 8)):
-            return Tiles((8, 8), (4, 16), 4, 3, 168)
-        return Tiles(square, (8, 8), 4, 3, 168)
+        return Tiles(*_fewest(kernel, stride, (4, 16), (8, 8)), 4, 3, 168 if head_dim <= 64 else None)
     if head_dim > 64:
         return Tiles((8, 8), (2, 16), 4, 2)
     return Tiles((8, 8), (2, 16), 4 if bias else 2, 3 if bias else 2)
 
 
-def query_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
+def query_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
     """The dq pass."""
     if wide or head_dim > 64:
         return key_tiles(kernel, head_dim, wide)
-    return Tiles((8, 8), _chunk(kernel), 4, 3)
+    if kernel[1] > 9:
+        return Tiles(*_fewest(kernel, stride, (4, 16), (8, 8)), 4, 3, 168)
+    return Tiles((8, 8), (2, 16), 4, 3)
+
+
+def table_tiles(head_dim: int, wide: bool) -> Tiles:
+    """The dq pass that also adds up the table's gradient: square blocks have the fewest displacements."""
+    if wide:
+        return Tiles((4, 8), (4, 8), 4 if head_dim <= 32 else 8, 1)
+    if head_dim > 128:
+        return Tiles((4, 8), (4, 8), 8, 1)
+    return Tiles((8, 8), (8, 8), 4, 2 if head_dim > 32 else 3, 168 if head_dim <= 64 else None)
 
 
 def key_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
@@ -80,4 +96,6 @@ def key_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:
         return Tiles((4, 8), (2, 8), 8, 1)
     if head_dim > 64:  # kernel 80 on an H200: 2.6 times as fast as tiles of 4x8
         return Tiles((8, 8), (4, 8), 4, 3) if kernel[1] > 9 else Tiles((4, 8), (2, 16), 4, 1)
-    return Tiles((8, 8), _chunk(kernel), 4, 1)
+    if kernel[1] > 9:
+        return Tiles(*_fewest(kernel, (1, 1), (4, 8), (2, 16)), 4, 1)
+    return Tiles((8, 8), (2, 16), 4, 1)

@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from .. import _attend as engine
+from .. import _attend_queries as queries
 from .. import _host as host
 from .._arguments import ceil_div
 from .._launch import launch, unspecialised
@@ -22,7 +23,7 @@ from .geometry import Geometry
 LONGEST = 1 << 21  # what is walked as one line, with room for its last chunk
 
 FORWARD = unspecialised(engine.attend_forward)
-BACKWARD_Q = unspecialised(engine.attend_backward_q)
+BACKWARD_Q = unspecialised(queries.attend_backward_q)
 BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 INVERT = unspecialised(maps.invert)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import _attend as engine
 from .. import _attend_closed as closed
+from .. import _attend_queries as queries
 from .. import _host as host
 from .._arguments import ceil_div
 from .._fold import fold_bias
@@ -23,7 +24,7 @@ from . import maps, reference, tuning
 from .geometry import Geometry
 
 FORWARD = unspecialised(engine.attend_forward)
-BACKWARD_Q = unspecialised(engine.attend_backward_q)
+BACKWARD_Q = unspecialised(queries.attend_backward_q)
 BACKWARD_KV = unspecialised(engine.attend_backward_kv)
 CLOSED_FORWARD = unspecialised(closed.attend_closed_forward)
 CLOSED_BACKWARD = unspecialised(closed.attend_closed_backward)
