@@ -5,8 +5,10 @@ import torch
 pytest.importorskip("triton", reason="needs triton")
 
 
-def test_a_map_may_take_less_than_2_to_the_31_units_of_memory(fused):
+def test_a_map_may_take_less_than_2_to_the_31_units_of_memory(monkeypatch):
     from visionattn.kernels import _host
+
+    monkeypatch.setattr(_host, "INTERPRETED", True)      # these maps are nowhere
 
     def reason(rows: int, *strides: int, dim: int = 32) -> str | None:
         t = torch.empty_strided((2, rows, 4096, 8, dim), strides, device="meta", dtype=torch.bfloat16)
