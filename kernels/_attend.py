@@ -1,9 +1,10 @@
 """The tile engine under every softmax attention of this package: one forward, one dq and one dk/dv Triton kernel.
 
 A program owns one tile of ``TH x TW`` positions of one head of one image (queries in :func:`attend_forward` and in
-:mod:`._attend_queries`, which has the dq kernel, keys in :func:`attend_backward_kv`) and walks the box of positions that the tile may see in
-chunks of ``CH x CW``. What an op adds are index maps, ``triton.jit`` functions passed as constexpr arguments and
-inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's constexpr parameters:
+:mod:`._attend_queries`, which has the dq kernel, keys in :func:`attend_backward_kv`) and walks the box of positions
+that the tile may see in chunks of ``CH x CW``. What an op adds are index maps, ``triton.jit`` functions passed as
+constexpr arguments and inlined by the compiler. ``g`` is whatever tuple LOCATE returns, ``P`` the op's constexpr
+parameters:
 
 ``LOCATE(t, height, width, a_y, a_x, TH, TW, P) -> (i0, j0, n_i, n_j, g)``
     the tile's first position and the length of the space it lives in (the map, a dilation group, a window);
@@ -42,8 +43,9 @@ Where these are not enough an op may bring more (None otherwise):
 TWINS: q, k and v have the same strides, so that their offsets are worked out once.
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
-Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients need:
-with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the sum. Every sum is float32, in a fixed order.
+Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients
+need: with ``SPLIT`` it is two numbers, the largest score and the reciprocal of the sum. Every sum is float32, in a
+fixed order.
 """
 
 import triton

@@ -65,6 +65,13 @@ def _no_triton() -> str | None:
     return None
 
 
+def tf32() -> bool:
+    """Whether torch lets float32 products round their factors."""
+    # the older allow_tf32 raises once anything has been set the newer way, which exists from torch 2.9 on
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return torch.backends.cuda.matmul.allow_tf32 if precision is None else precision == "tf32"
+
+
 @functools.cache
 def load(module: str) -> ModuleType:
     """The module with an op's fused kernels. Imports triton."""

@@ -7,6 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ._dispatch import tf32 as tf32
 from ._launch import INTERPRETED
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -16,7 +17,7 @@ FAR = 2**31  # units of a row of the map, which the kernels count in 32 bits
 
 
 def unsupported(q: Tensor, *others: Tensor) -> str | None:
-    """Why the fused kernels cannot take q and k and v, or v alone, or None."""
+    """Why the fused kernels cannot take these tensors, or None: q, whatever else lies along a map, v."""
     if not q.is_cuda and not INTERPRETED:
         return f"q is on {q.device}, the fused kernels need a CUDA device"
     if q.dtype not in DTYPES:
@@ -35,13 +36,14 @@ def unsupported(q: Tensor, *others: Tensor) -> str | None:
 def _units(*tensors: Tensor) -> int:
     """How far an image's elements lie apart at most, in the largest unit that all strides and gradients share.
 
-    Symbolic sizes are of calls yet to come: nothing is said of them.
+    The gradients of packed tensors are packed as these are, so that the images of one may lie as far apart as those of
+    all together. Symbolic sizes are of calls yet to come: nothing is said of them.
     """
     if not all(type(n) is int for t in tensors for n in (*t.shape, *t.stride())):
         return 0
     unit = math.gcd(8, *(n for t in tensors for n in (*t.stride()[:-1], t.shape[-1])))
     reach = (sum((n - 1) * s for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) for t in tensors)
-    return max(*reach, *(math.prod(t.shape[1:]) for t in tensors)) // unit
+    return max(*reach, sum(math.prod(t.shape[1:]) for t in tensors)) // unit
 
 
 def constants(d: int, dv: int, dtype: torch.dtype, bias: bool, align: int, allow_tf32: bool) -> dict:
@@ -56,11 +58,6 @@ def constants(d: int, dv: int, dtype: torch.dtype, bias: bool, align: int, allow
 def padded(n: int) -> int:
     """A head dimension as the kernels hold it."""
     return max(16, triton.next_power_of_2(n))
-
-
-def tf32() -> bool:
-    """Whether torch lets float32 products round their factors."""
-    return torch.backends.cuda.matmul.allow_tf32
 
 
 def contiguous_rows(t: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _dispatch, _tape
+from ._tracing import transformed
 
 LIBRARY = torch.library.Library("visionattn", "FRAGMENT")
 FUNCTIONS: dict[str, "Function"] = {}  # by the name of the public function
@@ -84,7 +85,7 @@ def _plain(tensors: Sequence[Tensor | None]) -> bool:
     for x in tensors:
         if x is not None and (type(x) not in _PLAIN or x.is_meta):
             return False
-    return torch._C._len_torch_dispatch_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
+    return torch._C._len_torch_dispatch_stack() == 0 and not transformed()
 
 
 def _differentiable(tensors: Sequence[Tensor | None]) -> bool:
@@ -123,8 +124,11 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     # The two functional operators.
 
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        run = _dispatch.load(op.fused).forward
-        return _on_device(run, *form.split(*args[:n]), *args[n:m], *op.prepare(*args[m:]))
+        fused, given = _dispatch.load(op.fused), (*form.split(*args[:n]), *args[n:m], *op.prepare(*args[m:]))
+        reason = fused.unsupported(*given[:-1])     # compiled code chose this operator before it knew its sizes
+        if reason is not None:
+            raise RuntimeError(f"visionattn::{name}_forward cannot run: {reason}")
+        return _on_device(fused.forward, *given)
 
     def forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
         q, k, v = form.split(*args[:n])
@@ -176,7 +180,8 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
     def differentiate(ctx: Any, grad_out: Tensor) -> tuple:
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:m + 1]
         if torch.is_grad_enabled():          # a graph of the gradient is asked for: the reference has one of any order
-            given = saved[:m]
+            # of views, since a gradient is that through one input alone, even where another is made of the same
+            given = [x.view_as(x) if need else x for x, need in zip(saved, needs)]
             with torch.autocast(grad_out.device.type, enabled=False):
                 again = op.reference(*form.split(*given[:n]), *given[n:], *op.prepare(*ctx.parameters))
             found = iter(torch.autograd.grad(again, [x for x, need in zip(given, needs) if need], grad_out,
@@ -209,7 +214,7 @@ def register(op: AttentionOp, form: Form, arguments: Callable[..., tuple]) -> Ca
             with torch._C._AutoDispatchBelowAutograd():      # looking at the arguments is no part of the graph
                 q, k, v = form.split(*args[:n])
                 op.check(q, k, v, *args[n:m], *parameters)
-                fused = _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
+                fused = not transformed() and _dispatch.takes_fused(op, q, k, v, *args[n:m], *parameters)
             if not fused:
                 return op.reference(*form.split(*args[:n]), *args[n:m], *parameters)
             if key is not None:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from ._dispatch import tf32
+
 LIMIT = 4096  # recordings of one function; a run over ever new shapes starts afresh
 _BRANCHES = 64  # ways in which backward calls of one kind may differ
 _ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.new_empty.default, torch.ops.aten.empty_like.default}
@@ -48,7 +50,7 @@ def forget() -> None:
 
 def _wide(x: Tensor) -> bool:
     """Whether products of `x` may be taken in TF32."""
-    return x.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return x.dtype is torch.float32 and tf32()
 
 
 class Kind:

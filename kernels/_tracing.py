@@ -1,8 +1,9 @@
-"""Whether the code that runs is being exported."""
+"""What is done with the code that runs, besides running it."""
 
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 
 def exporting() -> bool:
@@ -12,3 +13,13 @@ def exporting() -> bool:
     counts as compiled. (``torch.export`` uses Dynamo with ``strict=True`` alone.)
     """
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
+def transformed() -> bool:
+    """Whether torch carries more along than values: tangents of forward-mode derivatives, levels of torch.func.
+
+    Our operators and autograd.Functions know nothing of these; what the references are made of does.
+    """
+    if torch.compiler.is_dynamo_compiling():     # transforms are in the graph then, around what is traced
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None

@@ -23,6 +23,9 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
     if q.shape[-1] > WIDEST:
         return f"{q.shape[-1]} channels a group are over {WIDEST}: their weights would not fit into a program"
+    farthest = max((s for x in (q, k, v) for s in x.stride()[1:3] if type(s) is int), default=0)
+    if farthest >= host.FAR:
+        return f"tokens lie {farthest} numbers apart, and the kernels count less than {host.FAR}"
     return host.unsupported(q, k, v)
 
 

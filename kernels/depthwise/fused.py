@@ -46,7 +46,7 @@ def backward(
     batch, height, width, channels = x.shape
     side = weight.shape[-1]
     if x.numel() == 0:
-        sums = torch.zeros(side * side + 1, channels, device=x.device)
+        sums = torch.zeros(side * side + 1, channels, device=x.device, dtype=torch.float32)
     else:
         x = host.contiguous_rows(x)
         strides, align = _strides(x, grad_out)

@@ -108,7 +108,7 @@ def unsupported(
     geometry: Geometry,
 ) -> str | None:  # fmt: skip
     """Why the fused kernels cannot take these tensors, or None."""
-    return host.unsupported(q, k, v)
+    return host.unsupported(q, k, *(x for x in (extra_k, extra_v) if x is not None), v)
 
 
 def forward(
@@ -147,7 +147,7 @@ def backward(
     if not part:
         return dbias, None, None
     if out.numel() == 0:
-        grads = (torch.zeros(x.shape, device=q.device) if want else None
+        grads = (torch.zeros(x.shape, device=q.device, dtype=torch.float32) if want else None
                  for x, want in ((extra_k, k_grad), (extra_v, v_grad)))  # fmt: skip
         return dbias, *grads
     batch, height, width, heads, d = q.shape
@@ -169,7 +169,8 @@ def backward(
     tiles = triton.cdiv(tokens, plan.key_tile)
     shares = max(1, min(triton.cdiv(positions, plan.keys["CW"]), host.programs(q.device, heads) // (batch * tiles)))
     extra_k, extra_v = (x.expand(batch, shares, -1, -1, -1) for x in (extra_k, extra_v))
-    more_dk, more_dv = (torch.empty(batch, shares, tokens, heads, n, device=q.device) for n in (d, dim_v))
+    more_dk, more_dv = (torch.empty(batch, shares, tokens, heads, n, device=q.device, dtype=torch.float32)
+                        for n in (d, dim_v))  # fmt: skip
     strides, align = host.strides(q, extra_k, extra_v, more_dk, more_dv)
     plan = _plan(d, dim_v, *kind, align, host.tf32(), tokens <= 16)
     launch(BACKWARD_KV, batch * heads * tiles * shares, plan.keys, q, extra_k, extra_v, table, grad_out, lse, delta,
@@ -184,7 +185,7 @@ def _lines(q: Tensor, extra_k: Tensor, extra_v: Tensor) -> tuple[Tensor, Tensor,
 
 def _zero(q: Tensor, bias: Tensor | None, scale: float) -> Tensor | None:
     """A bias of nothing where the neighborhood has one, so that both parts count their scores in the same unit."""
-    return None if bias is None and scale > 0 else torch.zeros(1, device=q.device)
+    return None if bias is None and scale > 0 else torch.zeros(1, device=q.device, dtype=torch.float32)
 
 
 class _Plan:

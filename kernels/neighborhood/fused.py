@@ -76,7 +76,7 @@ def backward(
     batch, height, width, heads, _ = q.shape
     q, k, v, grad_out = host.contiguous_rows(q), host.contiguous_rows(k), host.contiguous_rows(v), grad_out.contiguous()
     if out.numel() == 0:
-        return torch.zeros(bias.shape, device=q.device) if bias_grad else None
+        return torch.zeros(bias.shape, device=q.device, dtype=torch.float32) if bias_grad else None
     bias = _table(q, bias, geometry, scale)
     strides, align = host.strides(q, k, v, dq, dk, dv)
     plan = _plan(geometry, height, width, q.shape[-1], v.shape[-1], q.dtype, bias is not None, align, host.tf32(), part,
@@ -209,7 +209,7 @@ def _table(q: Tensor, bias: Tensor | None, geometry: Geometry, scale: float) -> 
         return bias.float().contiguous()
     if scale > 0:
         return None
-    return torch.zeros(q.shape[3], *(2 * n - 1 for n in geometry.kernel), device=q.device)
+    return torch.zeros(q.shape[3], *(2 * n - 1 for n in geometry.kernel), device=q.device, dtype=torch.float32)
 
 
 def _slices(programs: int, sums: int) -> int:

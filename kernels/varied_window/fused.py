@@ -70,7 +70,7 @@ def backward(
     """
     if out.numel() == 0:
         wanted = (sampling, sampling_grad), (bias, bias_grad)
-        return tuple(torch.zeros(x.shape, device=q.device) if want else None for x, want in wanted)
+        return tuple(torch.zeros(x.shape, device=q.device, dtype=torch.float32) if want else None for x, want in wanted)
     batch, height, width, heads, dim = k.shape
     q, k, v = host.contiguous_rows(q), host.contiguous_rows(k), host.contiguous_rows(v)
     grad_out, sampling, bias = grad_out.contiguous(), _float(sampling), _float(bias)

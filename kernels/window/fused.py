@@ -41,6 +41,8 @@ _OFFSETS = {
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
     """Why the fused kernels cannot take these tensors, or None."""
+    if bias is not None and bias.numel() >= host.FAR:
+        return f"the bias has {bias.numel()} numbers, and the kernels count less than {host.FAR}"
     return host.unsupported(q, k, v)
 
 
@@ -104,7 +106,8 @@ def _backward(
     numbers = (*geometry.shift, scale, entries)
     if plan.closed:
         slices = min(batch * packed, host.programs(q.device, heads))
-        partial = torch.empty((slices, heads, plan.size, plan.size) if bias_grad else 0, device=q.device)
+        partial = torch.empty((slices, heads, plan.size, plan.size) if bias_grad else 0, device=q.device,
+                              dtype=torch.float32)
         launch(CLOSED_BACKWARD, slices * heads, plan.closed_backward[bias_grad], *tensors, grad_out, lse, dq, dk, dv,
                partial, *strides, height, width, heads, packed, batch * packed, *numbers)  # fmt: skip
         return summed(partial, bias, plan.fold) if bias_grad else None
@@ -120,7 +123,7 @@ def _backward(
     if not bias_grad:
         return None
     slices = min(batch * packed, max(1, host.programs(q.device, heads) // plan.bias_blocks))
-    partial = torch.empty(slices, heads, plan.size, plan.size, device=q.device)
+    partial = torch.empty(slices, heads, plan.size, plan.size, device=q.device, dtype=torch.float32)
     launch(BIAS_BACKWARD, slices * plan.bias_blocks * heads, plan.bias, *tensors, grad_out, lse, delta, partial,
            *strides[:12], height, width, heads, packed, batch * packed, *geometry.shift, slices, scale,
            entries)  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .._tracing import exporting
+from .._tracing import exporting, transformed
 
 
 def relative_index(window: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -56,6 +56,6 @@ def lay_out(table: Tensor, window: tuple[int, int]) -> Tensor:
 
     The gradient is summed in a fixed order.
     """
-    if torch.is_grad_enabled() and table.requires_grad and not exporting():
+    if torch.is_grad_enabled() and table.requires_grad and not exporting() and not transformed():
         return _LayOut.apply(table, window)
     return table.flatten(1)[:, relative_index(window, table.device)]

@@ -272,14 +272,6 @@ def test_every_grad_mode_gives_the_same(op, mode, route):
     assert (found.cpu() - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_functional_transforms_off_the_gpu(op):
-    q, k, v, bias = _inputs(op, "", "cpu", grad=False)
-    found = torch.func.grad(lambda x: op.separate(x, k, v, *op.small, bias=bias).square().sum())(q)
-    leaf = q.clone().requires_grad_()
-    expected = torch.autograd.grad(op.separate(leaf, k, v, *op.small, bias=bias).square().sum(), leaf)[0]
-    torch.testing.assert_close(found, expected)
-
-
 def test_checkpointing_and_copies_of_a_module(op, route):
     from torch.utils.checkpoint import checkpoint
     model, qkv = Packed(op).to(route), torch.randn(1, 5, 4, 3, 2, 16, device=route, requires_grad=True)

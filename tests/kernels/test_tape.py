@@ -1,8 +1,6 @@
 """Recordings of a call's host side: they are played, and give what the call itself gives, bit for bit."""
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,34 +11,6 @@ from visionattn.kernels import _tape
 from visionattn.kernels._register import FUNCTIONS
 
 
-class Case(NamedTuple):
-    """A form of an op at its smallest: the interpreter takes its time."""
-
-    form: str
-    shapes: tuple               # of the tensors that the public function takes
-    call: Callable[..., Tensor]
-
-
-CASES = [
-    Case("neighborhood_attention_packed", ((1, 3, 2, 3, 1, 16), (1, 3, 3)),
-         lambda qkv, bias: kernels.neighborhood_attention_packed(qkv, 2, bias=bias)),
-    Case("neighborhood_attention", ((1, 2, 2, 1, 16),) * 3, lambda q, k, v: kernels.neighborhood_attention(q, k, v, 2)),
-    Case("window_attention_packed", ((1, 3, 2, 3, 1, 16), (1, 3, 3)),
-         lambda qkv, bias: kernels.window_attention_packed(qkv, 2, 1, bias=bias)),
-    Case("window_attention_packed_kv", ((1, 2, 2, 1, 16), (1, 2, 4, 2, 1, 16)),
-         lambda q, kv: kernels.window_attention_packed_kv(q, kv, 2)),
-    Case("halo_attention_packed_kv", ((1, 2, 2, 1, 16), (1, 2, 2, 1, 32), (7, 16), (7, 16)),
-         lambda q, kv, rel_h, rel_w: kernels.halo_attention_packed_kv(q, kv, 2, 1, rel_h, rel_w)),
-    Case("linear_attention_packed", ((1, 2, 2, 3, 1, 16), (1, 1, 16, 3, 3)),
-         lambda qkv, residual: kernels.linear_attention_packed(qkv, residual)),
-    Case("routed_attention_packed", ((1, 2, 4, 3, 1, 16),),
-         lambda qkv: kernels.routed_attention_packed(qkv, torch.tensor([[[1], [0]]], device=qkv.device), (1, 2))),
-    Case("varied_window_attention_packed", ((1, 2, 4, 3, 1, 16), (1, 1, 2, 1, 4), (1, 3, 3)),
-         lambda qkv, sampling, bias: kernels.varied_window_attention_packed(qkv, 2, sampling, bias)),
-    Case("channel_attention_packed", ((1, 2, 2, 48),), lambda qkv: kernels.channel_attention_packed(qkv, 1)),
-    Case("depthwise_conv", ((1, 2, 2, 16), (16, 1, 3, 3), (16,)), kernels.depthwise_conv),
-]
-
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> list[_tape.Tape]:
     """Every recording that is played, once for each time."""
@@ -49,40 +19,28 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[_tape.Tape]:
     return found
 
 
-def _draw(case: Case, device: str, seed: int) -> list[Tensor]:
-    make = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=make).to(device).requires_grad_() for shape in case.shapes]
-
-
-def _all(case: Case, tensors: list[Tensor]) -> list[Tensor]:
-    """The output and every gradient."""
-    out = case.call(*tensors)
-    weights = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)
-    return [out.detach(), *torch.autograd.grad(out, tensors, weights)]
-
-
 def _equal(found: list[Tensor], wanted: list[Tensor]) -> None:
     for x, y in zip(found, wanted, strict=True):
         assert x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.form)
-def test_a_played_call_gives_the_bits_of_the_call_itself(case: Case, fused: str, played: list) -> None:
-    tensors = [_draw(case, fused, seed) for seed in range(3)]
-    results = [_all(case, x) for x in tensors]
+def test_a_played_call_gives_the_bits_of_the_call_itself(smallest: tuple, fused: str, played: list) -> None:
+    case = smallest
+    tensors = [case.draw(fused, seed) for seed in range(3)]
+    results = [case.results(x) for x in tensors]
     assert len(played) == 2                       # the third call: forward and backward
     _tape.forget()
-    by_itself = _all(case, tensors[2])
+    by_itself = case.results(tensors[2])
     assert len(played) == 2
     _equal(results[2], by_itself)
     assert not torch.equal(results[1][0], results[2][0])  # other data, so that equality says something
 
 
-def test_results_of_one_recording_share_no_memory(fused: str) -> None:
-    case = CASES[0]
-    tensors = _draw(case, fused, 0)
-    found = [_all(case, tensors) for _ in range(4)]
+def test_results_of_one_recording_share_no_memory(fused: str, cases: list) -> None:
+    case = cases[0]
+    tensors = case.draw(fused, 0)
+    found = [case.results(tensors) for _ in range(4)]
     addresses = [x.data_ptr() for result in found for x in result]
     assert len(set(addresses)) == len(addresses)
     for result in found[1:]:
@@ -134,9 +92,9 @@ def test_float32_products_in_tf32_are_another_call(fused: str) -> None:
     assert len(keys) == 2
 
 
-def test_arguments_are_refused_after_a_recording_too(fused: str) -> None:
-    case = CASES[0]
-    tensors = _draw(case, fused, 0)
+def test_arguments_are_refused_after_a_recording_too(fused: str, cases: list) -> None:
+    case = cases[0]
+    tensors = case.draw(fused, 0)
     for _ in range(3):
         case.call(*tensors)
     with pytest.raises(ValueError, match="bias must be"):
@@ -198,24 +156,24 @@ def test_a_backward_call_is_another_where_only_the_gradient_or_what_is_saved_lie
             _equal(list(gradients(given, copied)), list(expected))
 
 
-def test_a_backward_call_is_another_where_other_gradients_are_wanted(fused: str) -> None:
-    case, first = CASES[0], None
+def test_a_backward_call_is_another_where_other_gradients_are_wanted(fused: str, cases: list) -> None:
+    case, first = cases[0], None
     for _ in range(4):
-        tensors = _draw(case, fused, 0)
-        everything = _all(case, tensors)
+        tensors = case.draw(fused, 0)
+        everything = case.results(tensors)
         alone, bias = tensors[0].detach().requires_grad_(), tensors[1].detach()
-        fewer = _all(Case("", (), functools.partial(case.call, bias=bias)), [alone])
+        fewer = case._replace(call=functools.partial(case.call, bias=bias)).results([alone])
         first = first or (everything, fewer)
         _equal(everything, first[0])
         _equal(fewer, first[1])
         torch.testing.assert_close(fewer, everything[:2])         # of other kernels, with other orders of sums
 
 
-def test_whoever_forgets_recordings_forgets_those_of_graphs_that_live_on(fused: str, played: list) -> None:
-    case = CASES[1]
-    tensors = _draw(case, fused, 0)
+def test_whoever_forgets_recordings_forgets_those_of_graphs_that_live_on(fused: str, cases: list, played: list) -> None:
+    case = cases[1]
+    tensors = case.draw(fused, 0)
     for _ in range(3):
-        expected = _all(case, tensors)
+        expected = case.results(tensors)
     out, before = case.call(*tensors), len(played)
     _tape.forget()
     weights = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)
