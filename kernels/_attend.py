@@ -40,7 +40,9 @@ Where these are not enough an op may bring more (None otherwise):
     instead of BIAS, for float32 numbers: where the bias of a key (i, j) from its query lies, linear in i and j. MASK
     must then be false for queries beyond the space.
 
-TWINS: q, k and v have the same strides, so that their offsets are worked out once.
+TWINS: q, k and v have the same strides, so that their offsets are worked out once. WHOLE: all queries of a tile see all
+keys of its box, whole chunks of it, and PLACE is linear: nothing is masked, and a chunk's offsets but for the first are
+worked out once a tile. Neither a bias nor a map but MASK and BIAS may stand beside it.
 
 Positions outside the space are never read nor written. Invalid queries carry ``lse = inf``, so their probability is 0.
 Scores live in base 2: ``lse`` is log2 of the sum of exponentials. Rounding it costs digits that float32 gradients
@@ -54,6 +56,8 @@ import triton.language as tl
 from ._blocks import (
     LOWEST,
     exponentials,
+    chunk_offsets,
+    load_chunk,
     load_lse,
     load_rows,
     lse_of,
@@ -66,9 +70,15 @@ from ._scores import chunk_bias, masked_scores, related_scores, score_unit
 
 
 @triton.jit
-def _program(tiles, heads):
-    """Head varies fastest: neighbouring programs share the cache lines of a token's heads."""
+def _program(tiles, heads, BY_HEAD: tl.constexpr):
+    """(head, tile, image). Head varies fastest: neighbouring programs share the cache lines of a token's heads.
+
+    BY_HEAD: tile does, since wide windows of many heads would not stay in the L2 cache until the next tile needs them.
+    """
     pid = tl.program_id(0)
+    if BY_HEAD:
+        rest = pid // tiles
+        return rest % heads, pid % tiles, (rest // heads).to(tl.int64)
     head = pid % heads
     rest = pid // heads
     return head, rest % tiles, (rest // tiles).to(tl.int64)
@@ -119,10 +129,10 @@ def attend_forward(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
     FEATURE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
-    TWINS: tl.constexpr = False,
+    TWINS: tl.constexpr = False, BY_HEAD: tl.constexpr = False, WHOLE: tl.constexpr = False,
 ):  # fmt: skip
     """out = softmax(scale q k^T + bias) v and the log2-sum-exp of a tile of queries. Strides count ALIGN elements."""
-    head, t, b = _program(tiles, heads)
+    head, t, b = _program(tiles, heads, BY_HEAD)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
         return
@@ -152,15 +162,25 @@ def attend_forward(
     i_lo, i_hi, j_lo, j_hi = SPAN(i0, j0, n_i, n_j, g, TH, TW, P)
     unit = score_unit(scale, HAS_BIAS)
     c_i, c_j = i_lo, j_lo
+    if WHOLE:
+        o_k = chunk_offsets(k_y, k_x, ALIGN, g, CH, CW, PLACE, P)
+        o_v = o_k if TWINS else chunk_offsets(v_y, v_x, ALIGN, g, CH, CW, PLACE, P)
     for _ in range(tl.cdiv(i_hi - i_lo, CH) * tl.cdiv(j_hi - j_lo, CW)):
-        k_i = c_i + o_n // CW
-        k_j = c_j + o_n % CW
-        m_k = (k_i < i_hi) & (k_j < j_hi)
-        ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
-        m_k = _there(ky, kx, m_k, g, KEY_AT, P)
-        b_k = load_rows(p_k, k_y, k_x, ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
-        b_v = load_rows(p_v, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
-        if RELATE is None:
+        if WHOLE:
+            ky, kx = PLACE(c_i, c_j, g, P)
+            b_k = load_chunk(p_k, k_y, k_x, ALIGN, ky, kx, o_k, D, BD, UPCAST)  # [BN, BD]
+            b_v = load_chunk(p_v, v_y, v_x, ALIGN, ky, kx, o_v, DV, BDV, UPCAST)  # [BN, BDV]
+        else:
+            k_i = c_i + o_n // CW
+            k_j = c_j + o_n % CW
+            m_k = (k_i < i_hi) & (k_j < j_hi)
+            ky, kx = _key_place(_row(c_i, k_i, LIST), k_j, g, PLACE, KEY, P)
+            m_k = _there(ky, kx, m_k, g, KEY_AT, P)
+            b_k = load_rows(p_k, k_y, k_x, ALIGN, ky, kx, m_k, D, BD, UPCAST)  # [BN, BD]
+            b_v = load_rows(p_v, v_y, v_x, ALIGN, ky, kx, m_k, DV, BDV, UPCAST)  # [BN, BDV]
+        if WHOLE:
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        elif RELATE is None:
             p_near, near = p_bias, 0
             if HAS_BIAS and NEAR is not None:
                 p_near, near = chunk_bias(p_bias, head, c_i - q_i, c_j - q_j, o_n, 1, CW, NEAR, P)
@@ -200,10 +220,10 @@ def attend_backward_kv(
     D: tl.constexpr, BD: tl.constexpr, DV: tl.constexpr, BDV: tl.constexpr, ALIGN: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, FTZ: tl.constexpr, SPLIT: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
-    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
+    FEATURE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None, BY_HEAD: tl.constexpr = False,
 ):  # fmt: skip
     """dk and dv of a tile of keys: walks the queries that see it, the inverse neighborhood; nothing is scattered."""
-    head, t, b = _program(tiles, heads)
+    head, t, b = _program(tiles, heads, BY_HEAD)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
         return

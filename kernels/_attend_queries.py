@@ -130,14 +130,14 @@ def attend_backward_q(
     EXACT_DELTA: tl.constexpr,
     KEY: tl.constexpr = None, QUERY_AT: tl.constexpr = None, KEY_AT: tl.constexpr = None, RELATE: tl.constexpr = None,
     FEATURE: tl.constexpr = None, UNRELATE: tl.constexpr = None, LIST: tl.constexpr = None, NEAR: tl.constexpr = None,
-    TWINS: tl.constexpr = False,
+    TWINS: tl.constexpr = False, BY_HEAD: tl.constexpr = False,
 ):  # fmt: skip
     """dq of a tile of queries; also delta = sum(grad * out) per query, which the other gradients read afterwards.
 
     ``EXACT_DELTA`` takes the mean of dp under p instead, in a walk of its own: where one key takes nearly all the
     weight, dp - delta cancels, and only so do the rounding errors of dp, and of p's sum, cancel too.
     """
-    head, t, b = _program(tiles, heads)
+    head, t, b = _program(tiles, heads, BY_HEAD)
     i0, j0, n_i, n_j, g = LOCATE(t, height, width, a_y, a_x, TH, TW, P)
     if (i0 >= n_i) | (j0 >= n_j):
         return

@@ -34,6 +34,30 @@ def load_rows(
 
 
 @triton.jit
+def chunk_offsets(s_y, s_x, UNIT: tl.constexpr, g, CH: tl.constexpr, CW: tl.constexpr, PLACE: tl.constexpr,
+                  P: tl.constexpr):  # fmt: skip
+    """How far the rows of a chunk's CH x CW positions lie behind that of its first, [CH * CW]; PLACE is linear."""
+    o_n = tl.arange(0, CH * CW)
+    y, x = PLACE(o_n // CW, o_n % CW, g, P)
+    first_y, first_x = PLACE(0, 0, g, P)
+    return ((y - first_y) * s_y + (x - first_x) * s_x).to(tl.int64) * UNIT
+
+
+@triton.jit
+def load_chunk(p, s_y, s_x, UNIT: tl.constexpr, y, x, o, D: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr):
+    """Rows of D elements at the offsets ``o`` behind the one at (y, x): a block [N, BD]; all of them are there."""
+    o_d = tl.arange(0, BD)
+    ptr = (p + (y * s_y + x * s_x).to(tl.int64) * UNIT) + (o[:, None] + o_d[None, :])
+    if BD == D:
+        b = tl.load(ptr)
+    else:
+        b = tl.load(ptr, mask=(o_d < D)[None, :], other=0.0)
+    if UPCAST:  # Triton's interpreter multiplies bfloat16 blocks wrongly
+        b = b.to(tl.float32)
+    return b
+
+
+@triton.jit
 def store_rows(p, s_y, s_x, UNIT: tl.constexpr, y, x, ok, b, D: tl.constexpr, BD: tl.constexpr):
     ptr, mask = rows(p, s_y, s_x, UNIT, y, x, ok, D, BD)
     tl.store(ptr, b.to(p.dtype.element_ty), mask=mask)

@@ -147,6 +147,7 @@ class _Plan:
             ]
             return
 
+        order = dict(BY_HEAD=tuning.by_head(geometry.kernel, head_dim))
         walk = dict(SPAN=maps.key_span, TWINS=twins)
 
         def open_pass(tiles: tuning.Tiles, **more: object) -> tuple[int, dict]:
@@ -158,13 +159,15 @@ class _Plan:
                 MASK=maps.neighbors, NEAR=maps.table_offset, TH=tiles.tile[0], TW=tiles.tile[1], CH=tiles.chunk[0],
                 CW=tiles.chunk[1], **tiles.options)  # fmt: skip
 
+        tiles = tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias)
         self.tiles, self.forward = open_pass(
-            tuning.forward_tiles(geometry.kernel, geometry.stride, head_dim, wide, bias), **walk)  # fmt: skip
+            tiles, **walk, **order,
+            WHOLE=not bias and geometry.is_shared(height, width, tiles.tile, tiles.chunk))  # fmt: skip
         self.key_tiles, self.keys = open_pass(
-            tuning.key_tiles(geometry.kernel, head_dim, wide), SPAN_T=maps.query_span)  # fmt: skip
+            tuning.key_tiles(geometry.kernel, head_dim, wide), SPAN_T=maps.query_span, **order)  # fmt: skip
         exact = dict(EXACT_DELTA=wide and not tf32 and not part)
         self.query_tiles, self.queries = open_pass(
-            tuning.query_tiles(geometry.kernel, geometry.stride, head_dim, wide), **walk, **exact)
+            tuning.query_tiles(geometry.kernel, geometry.stride, head_dim, wide), **walk, **exact, **order)
         tiles = tuning.table_tiles(head_dim, wide)
         before, places = overlapping.places(geometry, tiles.tile, tiles.chunk)
         self.cells = math.prod(places) * math.prod(overlapping.sums(tiles.tile, tiles.chunk))

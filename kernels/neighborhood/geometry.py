@@ -27,6 +27,13 @@ class Geometry(NamedTuple):
         fits = (height, width) == (self.kernel[0] * self.dilation[0], self.kernel[1] * self.dilation[1])
         return fits and not any(self.causal)
 
+    def is_shared(self, height: int, width: int, tile: tuple[int, int], chunk: tuple[int, int]) -> bool:
+        """Whether all queries of a tile see the same keys, in whole chunks: of one stride, or the whole map."""
+        axes = zip((height, width), *self, tile, chunk, strict=True)
+        return all(
+            k % c == 0 and not causal and (s % t == 0 or (n, d) == (k, 1)) for n, k, d, s, causal, t, c in axes
+        )
+
     def pairs(self, height: int, width: int) -> int:
         """How many (query, key) pairs attend on a ``height x width`` map, per image and head."""
         count = 1

@@ -57,6 +57,11 @@ def _fewest(kernel: tuple[int, int], stride: tuple[int, int], *chunks: tuple[int
     return tile, chunk
 
 
+def by_head(kernel: tuple[int, int], head_dim: int) -> bool:
+    """Whether the programs of one head follow one another, so that its keys stay in the L2 cache."""
+    return kernel[1] > 9 and head_dim > 64
+
+
 def forward_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: int, wide: bool, bias: bool) -> Tiles:
     """``wide``: 32-bit inputs, twice the room; ``head_dim``: the larger of q's and v's, padded to a power of two."""
     if wide:

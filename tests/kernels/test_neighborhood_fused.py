@@ -27,6 +27,11 @@ CASES = {
     "wide-stride": (1, 13, 15, 1, 16, 16, 12, 1, 6, True, BRAIN),
     "wide-power-of-two": (1, 9, 19, 1, 16, 16, (8, 16), 1, (1, 8), True, HALF),
     "wide-dilation": (1, 11, 24, 2, 16, 16, (3, 11), (2, 2), 1, True, BRAIN),
+    "shared-windows": (1, 9, 19, 2, 16, 16, (8, 16), 1, 8, False, HALF),
+    "shared-windows-dilation": (2, 17, 19, 1, 24, 40, (8, 16), (2, 1), (8, 16), False, BRAIN),
+    "shared-map": (2, 8, 16, 1, 16, 16, (8, 16), 1, 1, False, BRAIN),
+    "shared-windows-single": (1, 9, 17, 1, 16, 16, (8, 16), 1, (4, 8), False, SINGLE),
+    "wide-d128": (2, 4, 12, 2, 128, 128, (3, 10), 1, 1, False, HALF),
     "d8": (1, 7, 8, 1, 8, 8, 3, 1, 1, False, HALF),
     "d48": (1, 7, 6, 1, 48, 48, 3, 1, 2, True, BRAIN),
     "d64": (1, 7, 9, 1, 64, 64, 5, 1, 1, True, HALF),
@@ -180,3 +185,15 @@ def test_a_graph_of_the_gradient_equals_the_references(fused, drawn, to_all):
     expected = penalty(lambda q, k, v, bias: to_all(q, k, v, bias, make_geometry(3), 8**-0.5))
     for name, x, y in zip(("q", "k", "v", "bias"), actual, expected, strict=True):
         assert (x - y).norm() <= 1e-4 * y.norm(), name
+
+
+def test_only_windows_that_a_tile_shares_in_whole_chunks_go_unmasked():
+    tile, chunk = (8, 8), (4, 16)
+    assert make_geometry((8, 16), 1, 8).is_shared(20, 30, tile, chunk)
+    assert make_geometry((8, 16), (2, 3), (8, 8)).is_shared(20, 60, tile, chunk)
+    assert make_geometry((8, 16)).is_shared(8, 16, tile, chunk)                            # all of the map
+    assert not make_geometry((8, 16)).is_shared(8, 17, tile, chunk)
+    assert not make_geometry((8, 16), (1, 2)).is_shared(8, 32, tile, chunk)                # a group's end is a tile's
+    assert not make_geometry((8, 16), 1, (8, 4)).is_shared(20, 30, tile, chunk)            # a tile has two windows
+    assert not make_geometry((8, 18), 1, 8).is_shared(20, 30, tile, chunk)                 # a chunk reaches beyond one
+    assert not make_geometry((8, 16), 1, 8, (True, False)).is_shared(20, 30, tile, chunk)
