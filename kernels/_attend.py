@@ -55,8 +55,8 @@ import triton.language as tl
 
 from ._blocks import (
     LOWEST,
-    exponentials,
     chunk_offsets,
+    exponentials,
     load_chunk,
     load_lse,
     load_rows,

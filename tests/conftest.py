@@ -15,6 +15,8 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # Triton reads it when it is first imported, which no test module does before this file
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from visionattn import kernels  # noqa: E402
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -199,3 +201,53 @@ def ends_when_done() -> Callable[[subprocess.Popen], None]:
         assert process.returncode == 0 and time.perf_counter() - done < 5
 
     return check
+
+
+class Case(NamedTuple):
+    """A form of an op at its smallest: the interpreter takes its time."""
+
+    form: str
+    shapes: tuple               # of the tensors that the public function takes
+    call: Callable[..., torch.Tensor]
+
+    def draw(self, device: str, seed: int) -> list[torch.Tensor]:
+        make = torch.Generator().manual_seed(seed)
+        return [torch.randn(s, generator=make, dtype=torch.float32).to(device).requires_grad_() for s in self.shapes]
+
+    def results(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The output and every gradient."""
+        out = self.call(*tensors)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
+        return [out.detach(), *torch.autograd.grad(out, tensors, weights)]
+
+
+CASES = [
+    Case("neighborhood_attention_packed", ((1, 3, 2, 3, 1, 16), (1, 3, 3)),
+         lambda qkv, bias: kernels.neighborhood_attention_packed(qkv, 2, bias=bias)),
+    Case("neighborhood_attention", ((1, 2, 2, 1, 16),) * 3, lambda q, k, v: kernels.neighborhood_attention(q, k, v, 2)),
+    Case("window_attention_packed", ((1, 3, 2, 3, 1, 16), (1, 3, 3)),
+         lambda qkv, bias: kernels.window_attention_packed(qkv, 2, 1, bias=bias)),
+    Case("window_attention_packed_kv", ((1, 2, 2, 1, 16), (1, 2, 4, 2, 1, 16)),
+         lambda q, kv: kernels.window_attention_packed_kv(q, kv, 2)),
+    Case("halo_attention_packed_kv", ((1, 2, 2, 1, 16), (1, 2, 2, 1, 32), (7, 16), (7, 16)),
+         lambda q, kv, rel_h, rel_w: kernels.halo_attention_packed_kv(q, kv, 2, 1, rel_h, rel_w)),
+    Case("linear_attention_packed", ((1, 2, 2, 3, 1, 16), (1, 1, 16, 3, 3)),
+         lambda qkv, residual: kernels.linear_attention_packed(qkv, residual)),
+    Case("routed_attention_packed", ((1, 2, 4, 3, 1, 16),),
+         lambda qkv: kernels.routed_attention_packed(qkv, torch.tensor([[[1], [0]]], device=qkv.device), (1, 2))),
+    Case("varied_window_attention_packed", ((1, 2, 4, 3, 1, 16), (1, 1, 2, 1, 4), (1, 3, 3)),
+         lambda qkv, sampling, bias: kernels.varied_window_attention_packed(qkv, 2, sampling, bias)),
+    Case("channel_attention_packed", ((1, 2, 2, 48),), lambda qkv: kernels.channel_attention_packed(qkv, 1)),
+    Case("depthwise_conv", ((1, 2, 2, 16), (16, 1, 3, 3), (16,)), kernels.depthwise_conv),
+]
+
+
+@pytest.fixture
+def cases() -> list[Case]:
+    return CASES
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.form)
+def smallest(request: pytest.FixtureRequest) -> Case:
+    """Every op, one after the other."""
+    return request.param

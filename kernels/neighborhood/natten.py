@@ -16,7 +16,8 @@ from .geometry import Geometry
 NAME = "natten"
 BACKENDS = ("fused", "reference", "natten")
 VARIABLE = "VISIONATTN_NEIGHBORHOOD_BACKEND"
-WINS_FROM = (128, 64)  # head dimension and kernel: in benchmarks/nvidia_h200_kernels.csv it is faster at 128 and 80
+# head dimension, kernel and stride: in benchmarks/nvidia_h200_kernels.csv its forward is faster at 128, 80 and 16
+WINS_FROM = (128, 64, 16)
 INSTALLED = importlib.util.find_spec("natten") is not None
 ASKED = os.environ.get(VARIABLE)  # read once, so that compilers see a constant
 
@@ -50,11 +51,15 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra_k: Tenso
 def loses(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, extra_k: Tensor | None, extra_v: Tensor | None,
           geometry: Geometry) -> str | None:
     """Why NATTEN is not taken unless it is asked for, though it could; None where it was measured faster."""
-    head_dim, kernel = WINS_FROM
+    head_dim, kernel, stride = WINS_FROM
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) != (9, 0):
         return "it was measured faster on compute capability 9.0 alone"
     if q.dtype == torch.float32 or q.shape[-1] != head_dim or min(geometry.kernel) < kernel:
         return f"it was measured faster in 16 bits at head dimension {head_dim} and kernels of {kernel} and more alone"
+    if min(geometry.stride) < stride:
+        return f"it was measured faster at strides of {stride} and more alone"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return "it was measured faster without gradients alone"
     if any(geometry.causal) or extra_k is not None:
         return "it was measured faster without causality and extra tokens alone"
     if torch.are_deterministic_algorithms_enabled():

@@ -69,6 +69,8 @@ def forward_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: in
     if head_dim > 128:
         return Tiles((4, 8), (4, 8), 4, 2)
     if kernel[1] > 9:
+        if head_dim > 64 and not bias and stride[0] % 8 == 0 and stride[1] % 16 == 0:  # 1.1 times as fast as 8x8
+            return Tiles((8, 16), (8, 8), 8, 3)
         return Tiles(*_fewest(kernel, stride, (4, 16), (8, 8)), 4, 3, 168 if head_dim <= 64 else None)
     if head_dim > 64:
         return Tiles((8, 8), (2, 16), 4, 2)

@@ -31,6 +31,7 @@ CASES = {
     "shared-windows-dilation": (2, 17, 19, 1, 24, 40, (8, 16), (2, 1), (8, 16), False, BRAIN),
     "shared-map": (2, 8, 16, 1, 16, 16, (8, 16), 1, 1, False, BRAIN),
     "shared-windows-single": (1, 9, 17, 1, 16, 16, (8, 16), 1, (4, 8), False, SINGLE),
+    "shared-windows-d128": (2, 9, 18, 2, 128, 128, (8, 16), 1, (8, 16), False, HALF),
     "wide-d128": (2, 4, 12, 2, 128, 128, (3, 10), 1, 1, False, HALF),
     "d8": (1, 7, 8, 1, 8, 8, 3, 1, 1, False, HALF),
     "d48": (1, 7, 6, 1, 48, 48, 3, 1, 2, True, BRAIN),

@@ -84,10 +84,16 @@ def test_natten_is_taken_only_where_it_was_measured(change, monkeypatch):
         device: str = "cuda"
         dtype: torch.dtype = torch.bfloat16
         shape: tuple = (1, 256, 256, 24, 128)
+        requires_grad: bool = False
 
     q, extra = OnAnH200(), torch.empty(0) if change.get("extra") else None
     plain, other = make_geometry(80, 1, 16), make_geometry(80, 1, 16, change.get("is_causal", False))
     assert natten.loses(q, q, q, None, None, None, plain) is None
+    assert "strides of 16" in natten.loses(q, q, q, None, None, None, make_geometry(80, 1, 8))
+    trained = q._replace(requires_grad=True)
+    assert "without gradients" in natten.loses(trained, q, q, None, None, None, plain)
+    with torch.no_grad():
+        assert natten.loses(trained, q, q, None, None, None, plain) is None
     assert "without causality and extra tokens" in natten.loses(q, q, q, None, extra, extra, other)
 
 
