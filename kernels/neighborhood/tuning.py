@@ -88,11 +88,13 @@ def query_tiles(kernel: tuple[int, int], stride: tuple[int, int], head_dim: int,
 
 def table_tiles(head_dim: int, wide: bool) -> Tiles:
     """The dq pass that also adds up the table's gradient: square blocks have the fewest displacements."""
-    if wide:
-        return Tiles((4, 8), (4, 8), 4 if head_dim <= 32 else 8, 1)
+    if wide:  # 99 KiB of shared memory, the smallest cards', hold no 4x8 tokens of 256
+        return Tiles((4, 4), (4, 4), 8, 1) if head_dim > 128 else Tiles((4, 8), (4, 8), 4 if head_dim <= 32 else 8, 1)
     if head_dim > 128:
         return Tiles((4, 8), (4, 8), 8, 1)
-    return Tiles((8, 8), (8, 8), 4, 2 if head_dim > 32 else 3, 168 if head_dim <= 64 else None)
+    if head_dim > 64:  # 8x8 keys spill
+        return Tiles((8, 8), (4, 8), 4, 2)
+    return Tiles((8, 8), (8, 8), 4, 2 if head_dim > 32 else 3, 168)
 
 
 def key_tiles(kernel: tuple[int, int], head_dim: int, wide: bool) -> Tiles:

@@ -38,6 +38,7 @@ CASES = {
     "d64": (1, 7, 9, 1, 64, 64, 5, 1, 1, True, HALF),
     "d128": (1, 5, 6, 1, 128, 128, 3, 1, 1, True, BRAIN),
     "d256": (1, 4, 5, 1, 256, 256, 3, 1, 1, False, SINGLE),
+    "d256-bias": (1, 9, 10, 1, 256, 256, 5, 1, 1, True, SINGLE),
 }
 EVERY = [(d, kernel, dilation, stride, dtype) for d in (8, 24, 32, 48, 64, 128) for dtype in (HALF, BRAIN, SINGLE)
          for kernel, dilation, stride in (((7, 7), 1, 1), ((5, 6), 2, 1), ((7, 7), 1, 4), ((4, 3), (1, 3), (4, 2)))]
