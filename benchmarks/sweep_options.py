@@ -19,6 +19,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from triton.runtime.errors import PTXASError
 
 from visionattn.benchmark.cases import GROUPS, AnyCase
 from visionattn.benchmark.measurement import passes
@@ -108,7 +109,10 @@ def prepare(case: AnyCase, form: str, capability: int, run: bool) -> list[tuple[
     found = [(Options(), told(usual, capability))]
     for options in dict.fromkeys(options for kernel in usual for options in candidates(kernel, capability)):
         before = [kernel for kernel in usual if kernel.name == options.kernel]
-        after = [kernel for kernel in compiled(case, form, capability, options) if kernel.name == options.kernel]
+        try:
+            after = [kernel for kernel in compiled(case, form, capability, options) if kernel.name == options.kernel]
+        except PTXASError:      # some instructions want more registers than a bound leaves
+            continue
         same = [kernel[1:4] for kernel in after] == [kernel[1:4] for kernel in before]  # stages of what has no loop
         if sum(kernel.spills for kernel in after) <= sum(kernel.spills for kernel in before) and not (
                 same and options.changes[0][0] == "num_stages"):

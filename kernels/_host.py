@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from ._dispatch import tf32 as tf32
-from ._launch import INTERPRETED
+from ._launch import INTERPRETED, takes
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -18,7 +18,7 @@ FAR = 2**31  # units of a row of the map, which the kernels count in 32 bits
 
 def unsupported(q: Tensor, *others: Tensor) -> str | None:
     """Why the fused kernels cannot take these tensors, or None: q, whatever else lies along a map, v."""
-    if not q.is_cuda and not INTERPRETED:
+    if not takes(q):
         return f"q is on {q.device}, the fused kernels need a CUDA device"
     if q.dtype not in DTYPES:
         return f"dtype {q.dtype} is not one of float16, bfloat16, float32"

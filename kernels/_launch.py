@@ -106,6 +106,11 @@ def compile_only(capability: int) -> Iterator[list[Compiled]]:
         _target = None
 
 
+def takes(tensor: torch.Tensor) -> bool:
+    """Whether launches take tensors where this one lies."""
+    return tensor.is_cuda or INTERPRETED or _target is not None
+
+
 def _compile(kernel: triton.JITFunction, args: tuple, constants: dict) -> Compiled:
     options = {name: constants[name] for name in _OPTIONS if name in constants} | _ALWAYS
     signature, attributes = {}, {}
